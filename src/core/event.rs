@@ -1,0 +1,239 @@
+//! What happened, as values. `observe` turns each into one log line and its counters.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{
+    id::{BackendName, ConnectionId, SessionId},
+    snapshot::{AdminState, Health},
+};
+
+/// How an event's line is written. Said in the configuration, done by `observe`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How an event's line shows users and sessions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Identities {
+    /// As they are.
+    Plain,
+    /// Replaced by a keyed hash.
+    Hash,
+}
+
+/// Which way a frame or byte went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From a client towards a backend.
+    ClientToBackend,
+    /// From a backend towards a client.
+    BackendToClient,
+}
+
+/// The kind of a frame, as counted by `taxiway_frames_total`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameKind {
+    /// Wants a response.
+    Request,
+    /// Wants none.
+    Notification,
+    /// Result of a call.
+    Response,
+    /// Error of a call.
+    Error,
+    /// Neither of these: refused.
+    Invalid,
+}
+
+/// How a call ended, as counted by `taxiway_calls_total`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallOutcome {
+    /// A result.
+    Ok,
+    /// An error made by the backend.
+    BackendError,
+    /// An error made by Taxiway.
+    ProxyError,
+    /// The client left before the answer came.
+    Abandoned,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TurnOutcome {
+    /// `session.idle` without an error before it.
+    Ok,
+    /// A `session.error` came.
+    Error,
+    /// `session.idle` with `aborted`.
+    Aborted,
+    /// Its backend or its client's connection went away.
+    Lost,
+}
+
+/// Who ended something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClosedBy {
+    /// The downstream peer.
+    Client,
+    /// The upstream peer.
+    Backend,
+    /// Taxiway itself: a limit, a time-out, a protocol error.
+    Proxy,
+    /// A person or a signal: drain, shutdown.
+    Operator,
+}
+
+/// Everything the line of one turn says.
+#[derive(Clone, Debug)]
+pub struct TurnRecord {
+    /// Log reference, unique within this process.
+    pub reference: u64,
+    /// User the session belongs to, if one is known.
+    pub user: Option<Arc<str>>,
+    /// Session of the turn.
+    pub session: SessionId,
+    /// Backend that ran it.
+    pub backend: BackendName,
+    /// Peer address of the client that started it.
+    pub client: SocketAddr,
+    /// How long the send was held here before it was forwarded.
+    pub queued: Duration,
+    /// From forwarding to the turn's first event; none if no event came.
+    pub first_event: Option<Duration>,
+    /// From forwarding to the end.
+    pub duration: Duration,
+    /// How it ended.
+    pub outcome: TurnOutcome,
+    /// Who ended it.
+    pub closed_by: ClosedBy,
+    /// Events relayed.
+    pub events: u64,
+    /// Bytes of these events' bodies.
+    pub bytes: u64,
+    /// W3C trace id from the send's `traceparent`, if it carried one.
+    pub trace_id: Option<String>,
+}
+
+/// Why a session was put on a backend (`taxiway_placements_total{reason}`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlacementReason {
+    /// First in rank for its key.
+    Hash,
+    /// A lower rank, because the first ones are above their load bound or unusable.
+    Bounded,
+    /// By load.
+    LeastLoaded,
+    /// Already open there.
+    Owner,
+    /// Its disk has the session.
+    Home,
+    /// In turn.
+    RoundRobin,
+    /// The better of two.
+    TwoChoices,
+}
+
+/// One thing worth a log line.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "field names are the names in the log line")]
+pub enum Event {
+    ConnectionOpened {
+        connection: ConnectionId,
+        client: SocketAddr,
+    },
+    ConnectionClosed {
+        connection: ConnectionId,
+        client: SocketAddr,
+        closed_by: ClosedBy,
+        /// What happened, for people: "client closed", "frame exceeds limits.frame", …
+        reason: Arc<str>,
+        duration: Duration,
+    },
+    UpstreamLost {
+        connection: ConnectionId,
+        backend: BackendName,
+        calls: usize,
+        turns: usize,
+        reason: Arc<str>,
+    },
+    Placement {
+        connection: ConnectionId,
+        session: SessionId,
+        backend: BackendName,
+        reason: PlacementReason,
+    },
+    Turn(Box<TurnRecord>),
+    /// An error made by Taxiway and sent to a client. `reference` is `data.ref` of that error.
+    ErrorAnswered {
+        reference: u64,
+        connection: ConnectionId,
+        method: Arc<str>,
+        session: Option<SessionId>,
+        code: i32,
+        message: Arc<str>,
+    },
+    LimitHit {
+        connection: Option<ConnectionId>,
+        limit: &'static str,
+    },
+    CreateExisting {
+        session: SessionId,
+        action: &'static str,
+    },
+    SessionNotFound {
+        reason: &'static str,
+    },
+    BackendHealth {
+        backend: BackendName,
+        from: Health,
+        to: Health,
+        /// For people.
+        reason: Arc<str>,
+        /// For metrics, if it is down: one of a few words.
+        cause: Option<&'static str>,
+    },
+    BackendAdmin {
+        backend: BackendName,
+        from: AdminState,
+        to: AdminState,
+        by: &'static str,
+    },
+    BackendAdded {
+        backend: BackendName,
+        address: Arc<str>,
+    },
+    BackendRemoved {
+        backend: BackendName,
+        sessions: usize,
+    },
+    /// A backend answered garbage, half a frame, a wrong id.
+    BackendViolation {
+        backend: BackendName,
+        what: Arc<str>,
+    },
+    Reload {
+        ok: bool,
+        trigger: &'static str,
+        summary: Arc<str>,
+    },
+    Drain {
+        phase: &'static str,
+        connections: usize,
+        turns: usize,
+    },
+    AdminCall {
+        client: SocketAddr,
+        action: Arc<str>,
+        ok: bool,
+    },
+    ManagedServer {
+        backend: BackendName,
+        what: Arc<str>,
+        pid: Option<u32>,
+    },
+}

@@ -1,0 +1,108 @@
+//! The immutable picture of the pool that the control plane publishes and the data plane reads.
+
+use std::sync::Arc;
+
+use super::id::{BackendName, Secret};
+
+/// Where the disks are, hence how sessions are routed (`routing.mode`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Separate disks: a session lives where it was made.
+    Sticky,
+    /// One disk for all: any backend can open any closed session.
+    SharedStorage,
+}
+
+/// What the operator wants of a backend. Wins over observation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AdminState {
+    /// Takes placements.
+    Ready,
+    /// Takes no new sessions, keeps the ones it has.
+    Drain,
+    /// As if it were not there: neither placements nor questions.
+    Maint,
+}
+
+/// What was observed of a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Not probed yet.
+    Unknown,
+    /// Answers.
+    Up,
+    /// Alive but late: less weight, nothing moves.
+    Slow,
+    /// Refuses or is silent: no placements.
+    Down,
+    /// Back, on a share of its weight until it has proved itself.
+    Probation,
+    /// Shared storage only: does not list sessions known to be on disk.
+    StorageMismatch,
+}
+
+/// One backend as of this snapshot.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Identity.
+    pub name: BackendName,
+    /// `host:port` to connect to.
+    pub address: Arc<str>,
+    /// Token for the backend's own `connect`, if it wants one.
+    pub token: Option<Secret>,
+    /// Configured weight, ≥ 1; what hashing uses, so that placement does not flap with health.
+    pub weight: u32,
+    /// Share of `weight` in force now, in per mille (slow start, slow): what load comparison uses.
+    pub weight_permille: u32,
+    /// Operator's wish.
+    pub admin: AdminState,
+    /// Observation.
+    pub health: Health,
+    /// No longer configured; kept only while it still serves sessions.
+    pub removed: bool,
+    /// `protocolVersion` from its `connect` answer, once known.
+    pub protocol_version: Option<u32>,
+    /// CLI version from its `connect` answer, once known.
+    pub version: Option<Arc<str>>,
+    /// `taskKinds` from its `connect` answer.
+    pub task_kinds: Arc<[Arc<str>]>,
+    /// Whether its session list has been read at least once since Taxiway knows it.
+    pub disk_read: bool,
+}
+
+impl Backend {
+    /// May new sessions be put here?
+    pub fn takes_placements(&self) -> bool {
+        self.admin == AdminState::Ready
+            && !self.removed
+            && matches!(self.health, Health::Up | Health::Slow | Health::Probation)
+    }
+
+    /// May it be asked, and serve sessions that it has?
+    pub fn is_usable(&self) -> bool {
+        self.admin != AdminState::Maint && !matches!(self.health, Health::Down | Health::Unknown)
+    }
+}
+
+/// The pool at one moment. Never changed after publication.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Counts publications.
+    pub generation: u64,
+    /// `routing.mode`.
+    pub mode: Mode,
+    /// Ordered by name, names unique.
+    pub backends: Vec<Backend>,
+    /// More backends are unhealthy than `health.max_ejected` allows to eject.
+    pub panic: bool,
+}
+
+impl Snapshot {
+    /// The backend of that name, if it is in the pool.
+    pub fn get(&self, name: &BackendName) -> Option<&Backend> {
+        self.backends
+            .binary_search_by(|b| b.name.cmp(name))
+            .ok()
+            .map(|i| &self.backends[i])
+    }
+}

@@ -1,0 +1,34 @@
+//! Values for the tests of the pure rooms; compiled into tests only.
+
+use std::sync::Arc;
+
+use super::snapshot::{AdminState, Backend, Health, Mode, Snapshot};
+
+/// A backend that takes placements.
+pub(crate) fn backend(name: &str, weight: u32) -> Backend {
+    Backend {
+        name: name.into(),
+        address: Arc::from("127.0.0.1:4321"),
+        token: None,
+        weight,
+        weight_permille: 1000,
+        admin: AdminState::Ready,
+        health: Health::Up,
+        removed: false,
+        protocol_version: Some(3),
+        version: None,
+        task_kinds: Arc::from([]),
+        disk_read: true,
+    }
+}
+
+/// A pool of these backends, which are put in order.
+pub(crate) fn snapshot(mut backends: Vec<Backend>) -> Snapshot {
+    backends.sort_by(|a, b| a.name.cmp(&b.name));
+    Snapshot {
+        generation: 1,
+        mode: Mode::Sticky,
+        backends,
+        panic: false,
+    }
+}
