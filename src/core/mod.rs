@@ -1,8 +1,10 @@
 //! Pure rules: no tokio, socket, clock, unseeded randomness, lock, log or global in here.
 
 pub mod event;
+pub mod frame;
 pub mod id;
 pub mod ring;
+pub mod scan;
 pub mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,0 +1,240 @@
+//! One pass over a body: its kind and where id, method and session stand. Builds no values.
+//!
+//! It decides as the CLI does, which parses with serde_json: strict JSON, at most 127 containers
+//! deep, and of duplicate keys the last one counts, at every level and whether escaped or not. It
+//! must not copy, allocate on an accepted frame, or look at anything but the bytes it was given.
+//!
+//! # Kinds, as seen on CLI 1.0.102
+//!
+//! Of the members `method`, `id`, `result`, `error` (each as its last duplicate says):
+//!
+//! 1. `method` is a string and `id` a string or number: a **request**, whatever else is there.
+//! 2. `method` is a string and there is no `id` key: a **notification**, whatever else is there.
+//! 3. `id` is a string, number or null, and there is a `result` key (null counts) or an `error`
+//!    other than null: a **response**. A response with id null is silently taken and ignored.
+//! 4. Anything else is not recognizable: -32600.
+//!
+//! Then the members are judged in the order in which their keys first came: `jsonrpc` must be the
+//! string `2.0`, a number as `id` must be a 64-bit signed integer (`-0`, `1.0` and `1e2` are not),
+//! and the `error` of a response must hold an integer `code` and a string `message` (or be an
+//! array of two or three members in that order). The first that fails gives the text; a missing
+//! `jsonrpc` fails last. Of a response with both, a non-null `error` decides.
+//!
+//! Texts of -32700 are serde_json's own, with line and column.
+
+use std::{borrow::Cow, ops::Range};
+
+mod head;
+mod json;
+mod number;
+mod prefix;
+mod reject;
+mod string;
+#[cfg(test)]
+mod tests;
+
+pub use json::Syntax;
+pub use reject::{Reject, RejectReason};
+
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    /// A call that awaits a response.
+    Request,
+    /// A message that awaits nothing.
+    Notification,
+    /// The response of a call that succeeded.
+    Result,
+    /// The response of a call that failed.
+    Error,
+}
+
+/// A range of bytes of a body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub start: u32,
+    /// Offset behind the last byte.
+    pub end: u32,
+}
+
+impl Span {
+    /// Offsets of a body that [`scan`] has found to be short enough.
+    #[inline]
+    fn new(start: usize, end: usize) -> Self {
+        debug_assert!(start <= end && u32::try_from(end).is_ok(), "{start}..{end}");
+        // Nothing is cut off: bodies over 4 GiB are refused before any span is made.
+        Self {
+            start: start as u32,
+            end: end as u32,
+        }
+    }
+
+    /// The same as a range, to index or splice with.
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    /// The bytes it covers; `body` must be the body it was found in.
+    pub fn of(self, body: &[u8]) -> &[u8] {
+        &body[self.range()]
+    }
+}
+
+/// A JSON string.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Text {
+    /// Inside the quotes, as written.
+    pub span: Span,
+    /// Whether it holds a backslash, so that what is written is not what is meant.
+    pub escaped: bool,
+}
+
+impl Text {
+    /// What is meant. A lone surrogate escape, which only a backend may send, reads as U+FFFD.
+    pub fn get<'a>(&self, body: &'a [u8]) -> Cow<'a, str> {
+        let raw = self.span.of(body);
+        if !self.escaped {
+            return String::from_utf8_lossy(raw);
+        }
+        let mut text = Vec::with_capacity(raw.len());
+        string::unescape(raw, |part| text.extend_from_slice(part));
+        Cow::Owned(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What is meant, if that is what is written; otherwise see [`get`](Self::get).
+    pub fn plain<'a>(&self, body: &'a [u8]) -> Option<&'a str> {
+        if self.escaped {
+            None
+        } else {
+            std::str::from_utf8(self.span.of(body)).ok()
+        }
+    }
+
+    /// The token with its quotes.
+    pub fn token(&self) -> Span {
+        Span {
+            start: self.span.start - 1,
+            end: self.span.end + 1,
+        }
+    }
+}
+
+/// A request id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Id {
+    /// An integer, and where it is written.
+    Int(i64, Span),
+    /// A string.
+    Str(Text),
+}
+
+impl Id {
+    /// The whole JSON token, quotes included: the range to replace when ids are swapped.
+    pub fn token(&self) -> Span {
+        match self {
+            Self::Int(_, span) => *span,
+            Self::Str(text) => text.token(),
+        }
+    }
+}
+
+/// What a frame says that concerns a proxy. All spans are ranges of the scanned body.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Head {
+    /// See the rules at the top of this file.
+    pub kind: Kind,
+    /// None for notifications, and for responses to nobody (`"id":null`).
+    pub id: Option<Id>,
+    /// Requests and notifications only.
+    pub method: Option<Text>,
+    /// The whole `params` value, if it is an object; other types count as no params.
+    pub params: Option<Span>,
+    /// `params.sessionId`, if it is a string.
+    pub session: Option<Text>,
+    /// Whether `params.sessionId` is there but no string (null included).
+    pub session_other_type: bool,
+    /// The other places where `params` may name something to route by.
+    pub places: Places,
+    /// Whether `params.wait` is literally `true`.
+    pub wait: bool,
+    /// `params.event.type`, if it is a string.
+    pub event_type: Option<Text>,
+    /// `params.traceparent`, if it is a string.
+    pub traceparent: Option<Text>,
+    /// The whole `result` value; responses only.
+    pub result: Option<Span>,
+    /// The whole `error` value unless null; responses only.
+    pub error: Option<Span>,
+}
+
+/// Places in `params`, besides `sessionId`, where some methods name what they are about
+/// (PROTOCOL.md §2 and §4). Each is filled for every method; only the router knows which count.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Places {
+    /// `toSessionId`.
+    pub to_session: Option<Text>,
+    /// `expectedFromSessionId`.
+    pub expected_from: Option<Text>,
+    /// `expectedSessionId`.
+    pub expected: Option<Text>,
+    /// `inheritPlanBaseFromSessionId`.
+    pub inherit_plan: Option<Text>,
+    /// `options.sessionId`.
+    pub options_session: Option<Text>,
+    /// `scope.sessionId`.
+    pub scope_session: Option<Text>,
+    /// `sessionIds`, the whole array.
+    pub session_ids: Option<Span>,
+    /// `excludeSessionIds`, the whole array.
+    pub exclude_session_ids: Option<Span>,
+    /// `sessions`, the whole array.
+    pub sessions: Option<Span>,
+    /// `requestId`.
+    pub request_id: Option<Text>,
+    /// `id`: the call that a `$/cancelRequest` is about.
+    pub cancel_id: Option<Id>,
+    /// `kind`.
+    pub kind: Option<Text>,
+}
+
+/// Reads a frame from the untrusted side, a client: the whole body is validated.
+///
+/// # Errors
+///
+/// Exactly the bodies that the CLI would answer with -32700 or -32600 and `id:null`.
+pub fn scan(body: &[u8]) -> Result<Head, Reject> {
+    head::read(body, string::Surrogates::Paired)
+}
+
+/// Reads a frame from the trusted side, a backend.
+///
+/// Gives the same head as [`scan`] on all that [`scan`] accepts, and takes lone surrogate escapes
+/// too, since tool output may hold anything.
+///
+/// Bodies that begin as the CLI begins its `session.event` notifications and its responses are
+/// judged by that beginning and their last bytes alone, in time that does not depend on their
+/// length: whatever stands between is trusted to be JSON without a second `id`, `params`,
+/// `sessionId`, `event`, `type`, `result` or `error`, and without other members that belong in
+/// [`Places`]. The CLI serialises these frames from structs, so it cannot write such a thing.
+///
+/// # Errors
+///
+/// As [`scan`]; from a backend it means that the backend is broken.
+pub fn scan_backend(body: &[u8]) -> Result<Head, Reject> {
+    match prefix::head(body) {
+        Some(head) => Ok(head),
+        None => scan_backend_whole(body),
+    }
+}
+
+/// The type of the event in a backend's frame, if it is one of `session`: shorter still than
+/// [`scan_backend`], for runs of events of one session. None says nothing: scan it.
+pub fn event_of<'a>(body: &'a [u8], session: &str) -> Option<&'a [u8]> {
+    prefix::event_of(body, session)
+}
+
+/// [`scan_backend`] without its short cuts: the reference that they are compared with.
+pub fn scan_backend_whole(body: &[u8]) -> Result<Head, Reject> {
+    head::read(body, string::Surrogates::Any)
+}

@@ -1,0 +1,280 @@
+//! The short cut for what a backend sends most: heads read off a frame's first bytes.
+//!
+//! Recognises byte for byte what CLI 1.0.102 emits and nothing else; the slightest difference
+//! (a space, an escape, another order) leaves the frame to the general scanner. Never used on
+//! frames from clients: it trusts what it does not read.
+
+use memchr::memchr2;
+
+use super::{Head, Id, Kind, Places, Span, Text};
+
+/// Longest session id, event type or string id read here; longer ones take the general path.
+const LONGEST: usize = 256;
+
+const OPENING: &[u8] = br#"{"jsonrpc":"2.0","#;
+const EVENT: &[u8] = br#""method":"session.event","params":{"sessionId":""#;
+const EVENT_TYPE: &[u8] = br#","event":{"type":""#;
+/// Where `session.event` stands in a body that begins with [`OPENING`] and [`EVENT`].
+const METHOD: std::ops::Range<usize> = OPENING.len() + 10..OPENING.len() + 23;
+/// Where the params begin in such a body.
+const PARAMS: usize = OPENING.len() + 34;
+const ID: &[u8] = br#""id":"#;
+const RESULT: &[u8] = br#","result":"#;
+/// With the brace: an error is an object, and `"error":null` would make this another kind.
+const ERROR: &[u8] = br#","error":{"#;
+
+/// The head of `body`, if it begins and ends as the CLI's events and responses do.
+pub(super) fn head(body: &[u8]) -> Option<Head> {
+    if u32::try_from(body.len()).is_err() {
+        return None;
+    }
+    let rest = body.strip_prefix(OPENING)?;
+    if rest.starts_with(EVENT) {
+        event(body)
+    } else {
+        response(body)
+    }
+}
+
+/// The type of the event in `body`, if it is one of `session`: for a run of events of one session,
+/// where no head is needed. Recognises what [`head`] recognises, and nothing else.
+pub(super) fn event_of<'a>(body: &'a [u8], session: &str) -> Option<&'a [u8]> {
+    let rest = body.strip_prefix(OPENING)?.strip_prefix(EVENT)?;
+    let rest = rest.strip_prefix(session.as_bytes())?;
+    let rest = rest.strip_prefix(b"\"")?.strip_prefix(EVENT_TYPE)?;
+    // What is written must be what is meant.
+    if memchr2(b'"', b'\\', session.as_bytes()).is_some() {
+        return None;
+    }
+    let end = memchr2(b'"', b'\\', &rest[..rest.len().min(LONGEST)])?;
+    let (event_type, rest) = rest.split_at(end);
+    (matches!(rest, [b'"', b',' | b'}', ..]) && rest.ends_with(b"}}}")).then_some(event_type)
+}
+
+/// `{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"…","event":{"type":"…"…}}}`
+fn event(body: &[u8]) -> Option<Head> {
+    let (session, at) = text(body, OPENING.len() + EVENT.len())?;
+    let start = at + EVENT_TYPE.len();
+    if !body[at..].starts_with(EVENT_TYPE) {
+        return None;
+    }
+    let (event_type, at) = text(body, start)?;
+    // What may follow a member, and what must close event, params and frame.
+    if !matches!(body[at..], [b',' | b'}', ..]) || !body[at..].ends_with(b"}}}") {
+        return None;
+    }
+    Some(Head {
+        method: Some(Text {
+            span: Span::new(METHOD.start, METHOD.end),
+            escaped: false,
+        }),
+        params: Some(Span::new(PARAMS, body.len() - 1)),
+        session: Some(session),
+        event_type: Some(event_type),
+        ..empty(Kind::Notification)
+    })
+}
+
+/// `{"jsonrpc":"2.0","id":N,"result":…}` and `{"jsonrpc":"2.0","id":N,"error":{…}}`
+fn response(body: &[u8]) -> Option<Head> {
+    let start = OPENING.len() + ID.len();
+    if !body[OPENING.len()..].starts_with(ID) {
+        return None;
+    }
+    let (id, at) = match body.get(start)? {
+        b'"' => {
+            let (text, at) = text(body, start + 1)?;
+            (Id::Str(text), at)
+        }
+        b'0'..=b'9' => integer(body, start)?,
+        _ => return None,
+    };
+    let rest = &body[at..];
+    // The last brace closes the frame.
+    let end = body.len() - 1;
+    if rest.starts_with(RESULT) {
+        let start = at + RESULT.len();
+        // What a value may begin with: the emitter writes no space.
+        let value = matches!(
+            body[start..],
+            [
+                b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n',
+                ..,
+                b'}'
+            ]
+        );
+        return value.then(|| Head {
+            id: Some(id),
+            result: Some(Span::new(start, end)),
+            ..empty(Kind::Result)
+        });
+    }
+    (rest.starts_with(ERROR) && rest[ERROR.len()..].ends_with(b"}}")).then(|| Head {
+        id: Some(id),
+        error: Some(Span::new(at + ERROR.len() - 1, end)),
+        ..empty(Kind::Error)
+    })
+}
+
+/// A short string of printable ASCII without escapes, and where it goes on behind its quote.
+fn text(body: &[u8], start: usize) -> Option<(Text, usize)> {
+    let window = &body[start..body.len().min(start + LONGEST)];
+    let length = memchr::memchr(b'"', window)?;
+    // Looks at every byte rather than stopping at the first odd one: this way it vectorises.
+    let plain = window[..length].iter().fold(true, |plain, byte| {
+        plain & matches!(byte, b' '..=b'~') & (*byte != b'\\')
+    });
+    let end = start + length;
+    plain.then(|| {
+        (
+            Text {
+                span: Span::new(start, end),
+                escaped: false,
+            },
+            end + 1,
+        )
+    })
+}
+
+/// A whole number of at most 18 digits, and where it goes on.
+fn integer(body: &[u8], start: usize) -> Option<(Id, usize)> {
+    let digits = body[start..]
+        .iter()
+        .take(19)
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    let end = start + digits;
+    if digits > 18 || (digits > 1 && body[start] == b'0') {
+        return None;
+    }
+    let value = body[start..end]
+        .iter()
+        .fold(0, |sum, byte| sum * 10 + i64::from(byte - b'0'));
+    Some((Id::Int(value, Span::new(start, end)), end))
+}
+
+/// A head that says nothing but its kind.
+pub(super) fn empty(kind: Kind) -> Head {
+    Head {
+        kind,
+        id: None,
+        method: None,
+        params: None,
+        session: None,
+        session_other_type: false,
+        places: Places::default(),
+        wait: false,
+        event_type: None,
+        traceparent: None,
+        result: None,
+        error: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::scan::{scan_backend, scan_backend_whole};
+
+    /// The short cut is taken for what the CLI was seen to send, so that it cannot silently rot, and
+    /// says what the general path says.
+    #[test]
+    fn the_prefix_path_reads_recorded_events_and_responses() {
+        let mut short = 0;
+        for line in include_str!("../../../tests/golden/from_backends.jsonl").lines() {
+            let body = line.as_bytes();
+            let whole = scan_backend_whole(body).expect("a frame");
+            let expected = matches!(whole.kind, Kind::Result | Kind::Error) && whole.id.is_some()
+                || whole.event_type.is_some();
+            assert_eq!(head(body), expected.then_some(whole), "{line}");
+            short += usize::from(expected);
+        }
+        assert!(short >= 7, "{short} recorded frames took the short cut");
+    }
+
+    /// Reads an event by its session as `head` reads it, from a body and every damaged copy of it.
+    #[test]
+    fn a_run_is_read_as_its_heads_are() {
+        let mut read = 0;
+        for line in include_str!("../../../tests/golden/from_backends.jsonl").lines() {
+            let whole = scan_backend_whole(line.as_bytes()).expect("a frame");
+            let Some(session) = whole.session.filter(|_| whole.event_type.is_some()) else {
+                assert_eq!(event_of(line.as_bytes(), "s"), None, "{line}");
+                continue;
+            };
+            let session = session.get(line.as_bytes()).into_owned();
+            assert_eq!(event_of(line.as_bytes(), &session[1..]), None, "{line}");
+            assert_eq!(event_of(line.as_bytes(), &format!("{session}x")), None);
+            for at in 0..line.len() {
+                for byte in *b"\"\\}x," {
+                    let mut body = line.as_bytes().to_vec();
+                    body[at] = byte;
+                    let expected = head(&body).and_then(|head| {
+                        let named = head.session.is_some_and(|s| s.get(&body) == session);
+                        let event_type = head.event_type.filter(|_| named)?;
+                        Some(event_type.get(&body).into_owned().into_bytes())
+                    });
+                    let found = event_of(&body, &session).map(<[u8]>::to_vec);
+                    assert_eq!(found, expected, "{}", String::from_utf8_lossy(&body));
+                    read += usize::from(found.is_some());
+                }
+            }
+        }
+        assert!(read > 1000, "{read} events were read");
+    }
+
+    #[test]
+    fn a_session_that_needs_escapes_is_never_part_of_a_run() {
+        for session in [r"a\u0041", r"\", r#"a","event":{"type":"x"#] {
+            let body = format!(
+                r#"{{"jsonrpc":"2.0","method":"session.event","params":{{"sessionId":"{session}","#
+            ) + r#""event":{"type":"x"}}}"#;
+            assert_eq!(event_of(body.as_bytes(), session), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_prefix_path_leaves_all_else_alone() {
+        let event = |session: &str, rest: &str| {
+            let session = format!(r#"{{"sessionId":"{session}","event":{{"type":"{rest}"#);
+            format!(r#"{{"jsonrpc":"2.0","method":"session.event","params":{session}"#)
+        };
+        let long = "x".repeat(300);
+        let id = "1".repeat(19);
+        for body in [
+            event(r"a\u0041", r#"x"}}}"#),
+            event("é", r#"x"}}}"#),
+            event(&long, r#"x"}}}"#),
+            event("a", r#"é"}}}"#),
+            event("a", r#"x"}}} "#),
+            event("a", r#"x"}} }"#),
+            event("a", r#"x" ,"data":{}}}}"#),
+            event("a", "x"),
+            event("a", ""),
+            r#"{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"a","#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"result": {}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"result":}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"result":{} "#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"error":null}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"error":[1,"m"]}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"error":{}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"error":{"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"foo":{}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":01,"result":{}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1.5,"result":{}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":-1,"result":{}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":null,"result":{}}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":"a\nb","result":{}}"#.to_owned(),
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#),
+            r#"{"jsonrpc":"2.0","id":"#.to_owned(),
+            r#"{"jsonrpc":"2.0","#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#.to_owned(),
+        ] {
+            assert_eq!(head(body.as_bytes()), None, "{body}");
+            assert_eq!(
+                scan_backend(body.as_bytes()),
+                scan_backend_whole(body.as_bytes())
+            );
+        }
+    }
+}
