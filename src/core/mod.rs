@@ -1,8 +1,10 @@
 //! Pure rules: no tokio, socket, clock, unseeded randomness, lock, log or global in here.
 
+pub mod balance;
 pub mod event;
 pub mod frame;
 pub mod id;
+pub mod outlier;
 pub mod ring;
 pub mod scan;
 pub mod snapshot;
