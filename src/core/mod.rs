@@ -1,9 +1,12 @@
 //! Pure rules: no tokio, socket, clock, unseeded randomness, lock, log or global in here.
 
 pub mod balance;
+pub mod directory;
 pub mod event;
 pub mod frame;
 pub mod id;
+pub mod idmap;
+pub mod locate;
 pub mod outlier;
 pub mod ring;
 pub mod scan;

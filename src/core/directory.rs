@@ -1,0 +1,562 @@
+//! Session → owner, home, history: the rules of the table that all connections share.
+//!
+//! Pure: time comes in as an argument, `store` puts it behind a lock. It never sees a frame and
+//! never asks a backend.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use ahash::RandomState;
+
+use super::{
+    balance::Load,
+    id::{BackendName, ConnectionId, SessionId},
+    snapshot::Mode,
+};
+
+/// How long a deleted session is remembered as deleted, so that late `session.lifecycle`
+/// notifications do not bring it back and Taxiway never recreates it by itself.
+pub const TOMBSTONE: Duration = Duration::from_secs(600);
+
+/// How many old records one insertion may look at while it makes room.
+const EVICTION_STEPS: usize = 8;
+
+/// What is known of one session.
+#[derive(Debug)]
+struct Record {
+    /// The backend that has it open, and the client connections that are attached there or are
+    /// attaching: one without the other does not exist.
+    owner: Option<BackendName>,
+    holders: Vec<ConnectionId>,
+    /// Sticky only: the backend whose disk has it.
+    home: Option<BackendName>,
+    /// It has had a turn, so `events.jsonl` exists and `session.create` would start an empty
+    /// history over it (PROTOCOL: create on an existing id).
+    has_history: bool,
+    /// The connection whose turn is running: the one that reports it.
+    turn: Option<ConnectionId>,
+    deleted_at: Option<Instant>,
+    last_use: Instant,
+}
+
+impl Record {
+    fn new(now: Instant) -> Self {
+        Self {
+            owner: None,
+            holders: Vec::new(),
+            home: None,
+            has_history: false,
+            turn: None,
+            deleted_at: None,
+            last_use: now,
+        }
+    }
+
+    fn is_deleted(&self, now: Instant) -> bool {
+        self.deleted_at
+            .is_some_and(|at| now.saturating_duration_since(at) < TOMBSTONE)
+    }
+}
+
+/// A copy of what the directory knows of one session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The backend that has it open.
+    pub owner: Option<BackendName>,
+    /// The backend whose disk has it (separate disks only).
+    pub home: Option<BackendName>,
+    /// It has had a turn.
+    pub has_history: bool,
+    /// It was deleted lately.
+    pub deleted: bool,
+    /// Client connections attached or attaching.
+    pub holders: usize,
+    /// A turn is running.
+    pub in_turn: bool,
+}
+
+/// The answer to [`Directory::claim`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The session is the claimed backend's now.
+    Granted,
+    /// Another backend has it: go there. The claim is registered there.
+    OwnedBy(BackendName),
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Directory {
+    mode: Mode,
+    sessions: HashMap<SessionId, Record, RandomState>,
+    /// Every session once, roughly by age: where eviction looks first.
+    ages: VecDeque<SessionId>,
+    limit: usize,
+    loads: HashMap<BackendName, Load, RandomState>,
+    /// How many sessions each backend is home to.
+    homes: HashMap<BackendName, usize, RandomState>,
+    evicted: u64,
+}
+
+impl Directory {
+    /// An empty table that remembers at most `limit` sessions (open ones are never forgotten).
+    pub fn new(mode: Mode, limit: usize) -> Self {
+        Self {
+            mode,
+            sessions: HashMap::default(),
+            ages: VecDeque::new(),
+            limit: limit.max(1),
+            loads: HashMap::default(),
+            homes: HashMap::default(),
+            evicted: 0,
+        }
+    }
+
+    // Getters.
+
+    /// What is known of `session`.
+    pub fn known(&self, now: Instant, session: &str) -> Known {
+        self.sessions
+            .get(session)
+            .map_or_else(Known::default, |r| Known {
+                owner: r.owner.clone(),
+                home: r.home.clone(),
+                has_history: r.has_history,
+                deleted: r.is_deleted(now),
+                holders: r.holders.len(),
+                in_turn: r.turn.is_some(),
+            })
+    }
+
+    /// Open turns and sessions of `backend`.
+    pub fn load(&self, backend: &BackendName) -> Load {
+        self.loads.get(backend).copied().unwrap_or_default()
+    }
+
+    /// How many sessions are open, on all backends together.
+    pub fn open(&self) -> u32 {
+        self.loads.values().map(|load| load.sessions).sum()
+    }
+
+    /// Since when `session` was last heard of.
+    pub fn idle(&self, now: Instant, session: &str) -> Option<Duration> {
+        self.sessions
+            .get(session)
+            .map(|r| now.saturating_duration_since(r.last_use))
+    }
+
+    /// How many sessions are remembered.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// How many closed sessions were forgotten to make room.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// How many sessions have `backend` as their home.
+    pub fn homed_at(&self, backend: &BackendName) -> usize {
+        self.homes.get(backend).copied().unwrap_or(0)
+    }
+
+    /// How many sessions have their home at a backend that `is_there` is false for.
+    pub fn stranded(&self, is_there: impl Fn(&BackendName) -> bool) -> usize {
+        self.homes
+            .iter()
+            .filter(|(home, _)| !is_there(home))
+            .map(|(_, n)| n)
+            .sum()
+    }
+
+    /// Sessions on `backend`'s disk as far as known, with their last use; on a shared disk all that
+    /// have history.
+    pub fn on_disk_of(&self, now: Instant, backend: &BackendName) -> Vec<(SessionId, Instant)> {
+        self.sessions
+            .iter()
+            .filter(|(_, r)| r.has_history && !r.is_deleted(now))
+            .filter(|(_, r)| self.mode == Mode::SharedStorage || r.home.as_ref() == Some(backend))
+            .map(|(id, r)| (id.clone(), r.last_use))
+            .collect()
+    }
+
+    /// Sessions after `after` in id order, at most `limit`, for the admin API.
+    pub fn page(
+        &self,
+        now: Instant,
+        after: Option<&str>,
+        limit: usize,
+        keep: &dyn Fn(&SessionId, &Known) -> bool,
+    ) -> Vec<(SessionId, Known)> {
+        let mut rows: Vec<_> = self
+            .sessions
+            .keys()
+            .filter(|id| after.is_none_or(|a| id.as_str() > a))
+            .map(|id| (id.clone(), self.known(now, id.as_str())))
+            .filter(|(id, known)| keep(id, known))
+            .collect();
+        rows.sort_by(|a, b| a.0.cmp(&b.0));
+        rows.truncate(limit);
+        rows
+    }
+
+    // Ownership.
+
+    /// Registers `holder` as attaching to `session` on `want`, unless another backend has the
+    /// session open already: then there. This is the one place where an owner is chosen, so two
+    /// clients that open one session at the same moment meet.
+    pub fn claim(
+        &mut self,
+        now: Instant,
+        session: &SessionId,
+        want: &BackendName,
+        holder: ConnectionId,
+    ) -> Claim {
+        let record = self.entry(now, session);
+        record.deleted_at = None;
+        let (answer, at) = match &record.owner {
+            Some(owner) if owner != want => (Claim::OwnedBy(owner.clone()), owner.clone()),
+            Some(owner) => (Claim::Granted, owner.clone()),
+            None => (Claim::Granted, want.clone()),
+        };
+        let opened = record.owner.is_none();
+        record.owner = Some(at.clone());
+        if !record.holders.contains(&holder) {
+            record.holders.push(holder);
+        }
+        if opened {
+            self.loads.entry(at).or_default().sessions += 1;
+        }
+        answer
+    }
+
+    /// `holder` is no longer attached to `session`. The last one to leave closes it (the CLI does
+    /// so at once when its last attached connection detaches or ends).
+    pub fn release(&mut self, now: Instant, session: &str, holder: ConnectionId) {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return;
+        };
+        record.last_use = now;
+        record.holders.retain(|h| *h != holder);
+        if record.holders.is_empty() {
+            self.close(session);
+        } else if record.turn == Some(holder) {
+            // Its turn goes on for the others, but nobody here reports it any more.
+            record.turn = None;
+            if let Some(owner) = record.owner.clone() {
+                let load = self.loads.entry(owner).or_default();
+                load.turns = load.turns.saturating_sub(1);
+            }
+        }
+    }
+
+    /// `session` is open on no backend any more, for anybody (`sessions.close`, not found).
+    pub fn close(&mut self, session: &str) {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return;
+        };
+        record.holders.clear();
+        let in_turn = record.turn.take().is_some();
+        if let Some(owner) = record.owner.take() {
+            let load = self.loads.entry(owner).or_default();
+            load.sessions = load.sessions.saturating_sub(1);
+            if in_turn {
+                load.turns = load.turns.saturating_sub(1);
+            }
+        }
+        if !record.has_history && record.deleted_at.is_none() {
+            // A session without a turn leaves nothing behind when it closes.
+            self.sessions.remove(session);
+        }
+    }
+
+    /// `session` was deleted: not open, not on disk, and not to be brought back by late news.
+    pub fn delete(&mut self, now: Instant, session: &SessionId) {
+        let record = self.entry(now, session);
+        record.deleted_at = Some(now);
+        record.has_history = false;
+        let home = record.home.take();
+        self.leave_home(home);
+        self.close(session.as_str());
+    }
+
+    // News.
+
+    /// The session list of `backend`, just read. Sessions that were at home there and are not
+    /// listed any more are forgotten unless open.
+    pub fn learn_disk(&mut self, now: Instant, backend: &BackendName, listed: &[SessionId]) {
+        if self.mode == Mode::Sticky {
+            let current: std::collections::HashSet<&str> =
+                listed.iter().map(SessionId::as_str).collect();
+            let mut gone = 0;
+            self.sessions.retain(|id, r| {
+                let stays = r.home.as_ref() != Some(backend)
+                    || r.owner.is_some()
+                    || r.deleted_at.is_some()
+                    || current.contains(id.as_str());
+                gone += usize::from(!stays);
+                stays
+            });
+            if let Some(count) = self.homes.get_mut(backend) {
+                *count -= gone;
+            }
+        }
+        for session in listed {
+            self.learn_history(now, session, backend);
+        }
+    }
+
+    /// `session` has had a turn and lies on the disk of `backend`.
+    pub fn learn_history(&mut self, now: Instant, session: &SessionId, backend: &BackendName) {
+        let sticky = self.mode == Mode::Sticky;
+        let record = self.entry(now, session);
+        if record.is_deleted(now) {
+            return;
+        }
+        record.has_history = true;
+        if sticky && record.home.is_none() {
+            record.home = Some(backend.clone());
+            *self.homes.entry(backend.clone()).or_default() += 1;
+        }
+    }
+
+    // Turns.
+
+    /// A turn of `session` begins. True for the connection that shall report it: the first to
+    /// notice while it is open here.
+    pub fn begin_turn(&mut self, session: &str, reporter: ConnectionId) -> bool {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return false;
+        };
+        let Some(owner) = record.owner.clone() else {
+            return false;
+        };
+        if record.turn.is_some() {
+            return record.turn == Some(reporter);
+        }
+        record.turn = Some(reporter);
+        self.loads.entry(owner).or_default().turns += 1;
+        true
+    }
+
+    /// A turn has ended. True if `reporter` is the connection that reports it.
+    pub fn end_turn(&mut self, session: &str, reporter: ConnectionId) -> bool {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return false;
+        };
+        if record.turn != Some(reporter) {
+            return false;
+        }
+        record.turn = None;
+        if let Some(owner) = record.owner.clone() {
+            let load = self.loads.entry(owner).or_default();
+            load.turns = load.turns.saturating_sub(1);
+        }
+        true
+    }
+
+    fn entry(&mut self, now: Instant, session: &SessionId) -> &mut Record {
+        if !self.sessions.contains_key(session) {
+            self.make_room();
+            self.ages.push_back(session.clone());
+            self.sessions.insert(session.clone(), Record::new(now));
+        }
+        let record = self.sessions.get_mut(session).expect("inserted above");
+        record.last_use = now;
+        record
+    }
+
+    /// Forgets long unused closed sessions at the limit. An open session goes to the back of the
+    /// queue instead, so one insertion looks at few records.
+    fn make_room(&mut self) {
+        let mut steps = EVICTION_STEPS;
+        while (self.sessions.len() >= self.limit || self.ages.len() >= self.limit * 2) && steps > 0
+        {
+            steps -= 1;
+            let Some(oldest) = self.ages.pop_front() else {
+                return;
+            };
+            match self.sessions.get(&oldest) {
+                None => steps += 1,
+                Some(record) if record.owner.is_some() => self.ages.push_back(oldest),
+                Some(_) => {
+                    let home = self.sessions.remove(&oldest).and_then(|r| r.home);
+                    self.leave_home(home);
+                    self.evicted += 1;
+                }
+            }
+        }
+    }
+
+    fn leave_home(&mut self, home: Option<BackendName>) {
+        if let Some(count) = home.and_then(|home| self.homes.get_mut(&home)) {
+            *count -= 1;
+        }
+    }
+
+    /// What must always be true; for tests and the simulation.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn check_invariants(&self) {
+        let mut loads: HashMap<BackendName, Load, RandomState> = HashMap::default();
+        let mut homes: HashMap<BackendName, usize, RandomState> = HashMap::default();
+        for (id, r) in &self.sessions {
+            if let Some(home) = &r.home {
+                *homes.entry(home.clone()).or_default() += 1;
+            }
+            assert_eq!(
+                r.owner.is_some(),
+                !r.holders.is_empty(),
+                "{id}: an owner has holders"
+            );
+            assert!(
+                r.owner.is_some() || r.turn.is_none(),
+                "{id}: a turn without an owner"
+            );
+            if let Some(owner) = &r.owner {
+                let load = loads.entry(owner.clone()).or_default();
+                load.sessions += 1;
+                load.turns += u32::from(r.turn.is_some());
+            }
+        }
+        for (backend, count) in &self.homes {
+            let counted = homes.get(backend).copied().unwrap_or(0);
+            assert_eq!(*count, counted, "homes at {backend}");
+        }
+        for (backend, load) in &self.loads {
+            let counted = loads.get(backend).copied().unwrap_or_default();
+            assert_eq!(*load, counted, "load of {backend}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn b(n: u8) -> BackendName {
+        BackendName::from(format!("b{n}"))
+    }
+
+    fn s(n: u8) -> SessionId {
+        SessionId::from(format!("s{n}"))
+    }
+
+    #[test]
+    fn two_clients_that_open_one_session_meet() {
+        let now = Instant::now();
+        let mut d = Directory::new(Mode::SharedStorage, 100);
+        assert_eq!(d.claim(now, &s(1), &b(1), ConnectionId(1)), Claim::Granted);
+        assert_eq!(
+            d.claim(now, &s(1), &b(2), ConnectionId(2)),
+            Claim::OwnedBy(b(1))
+        );
+        assert_eq!(d.load(&b(1)).sessions, 1);
+        d.release(now, "s1", ConnectionId(1));
+        assert_eq!(d.known(now, "s1").owner, Some(b(1)));
+        d.release(now, "s1", ConnectionId(2));
+        assert_eq!(d.known(now, "s1"), Known::default());
+        assert_eq!(d.load(&b(1)), Load::default());
+    }
+
+    #[test]
+    fn history_outlives_the_owner_and_deletion_outlives_late_news() {
+        let now = Instant::now();
+        let mut d = Directory::new(Mode::Sticky, 100);
+        d.claim(now, &s(1), &b(1), ConnectionId(1));
+        d.learn_history(now, &s(1), &b(1));
+        d.release(now, "s1", ConnectionId(1));
+        let known = d.known(now, "s1");
+        assert_eq!(
+            (known.owner, known.home, known.has_history),
+            (None, Some(b(1)), true)
+        );
+        d.delete(now, &s(1));
+        d.learn_history(now, &s(1), &b(1));
+        assert!(!d.known(now, "s1").has_history);
+        let later = now + TOMBSTONE;
+        d.learn_history(later, &s(1), &b(1));
+        assert!(d.known(later, "s1").has_history);
+    }
+
+    #[test]
+    fn a_list_that_no_longer_has_a_session_forgets_its_home() {
+        let now = Instant::now();
+        let mut d = Directory::new(Mode::Sticky, 100);
+        d.learn_disk(now, &b(1), &[s(1), s(2)]);
+        d.learn_disk(now, &b(1), &[s(2)]);
+        assert_eq!(d.known(now, "s1"), Known::default());
+        assert_eq!(d.known(now, "s2").home, Some(b(1)));
+        assert_eq!(d.homed_at(&b(1)), 1);
+    }
+
+    #[test]
+    fn at_the_limit_closed_sessions_go_and_open_ones_stay() {
+        let now = Instant::now();
+        let mut d = Directory::new(Mode::SharedStorage, 4);
+        d.claim(now, &s(0), &b(1), ConnectionId(1));
+        for n in 1..20 {
+            d.learn_history(now, &s(n), &b(1));
+        }
+        assert!(d.len() <= 4, "{}", d.len());
+        assert_eq!(d.known(now, "s0").owner, Some(b(1)));
+        assert!(d.evicted() > 0);
+    }
+
+    #[test]
+    fn one_connection_reports_a_turn() {
+        let now = Instant::now();
+        let mut d = Directory::new(Mode::SharedStorage, 4);
+        d.claim(now, &s(0), &b(1), ConnectionId(1));
+        d.claim(now, &s(0), &b(1), ConnectionId(2));
+        assert!(d.begin_turn("s0", ConnectionId(1)));
+        assert!(!d.begin_turn("s0", ConnectionId(2)));
+        assert_eq!(d.load(&b(1)).turns, 1);
+        d.end_turn("s0", ConnectionId(2));
+        assert_eq!(d.load(&b(1)).turns, 1);
+        d.end_turn("s0", ConnectionId(1));
+        assert_eq!(d.load(&b(1)).turns, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn invariants_hold_under_any_sequence(
+            steps in proptest::collection::vec((0u8..9, 0u8..6, 0u8..3, 0u64..4), 1..200),
+            sticky: bool,
+        ) {
+            let now = Instant::now();
+            let mode = if sticky { Mode::Sticky } else { Mode::SharedStorage };
+            let mut d = Directory::new(mode, 4);
+            for (op, session, backend, holder) in steps {
+                let (id, at, who) = (s(session), b(backend), ConnectionId(holder));
+                match op {
+                    0 | 1 => {
+                        let before = d.known(now, id.as_str()).owner;
+                        let claim = d.claim(now, &id, &at, who);
+                        let owner = d.known(now, id.as_str()).owner.expect("claimed");
+                        prop_assert_eq!(before.unwrap_or(at.clone()), owner.clone());
+                        prop_assert_eq!(claim == Claim::Granted, owner == at);
+                    }
+                    2 => d.release(now, id.as_str(), who),
+                    3 => d.close(id.as_str()),
+                    4 => d.delete(now, &id),
+                    5 => d.learn_disk(now, &at, std::slice::from_ref(&id)),
+                    6 => d.learn_history(now, &id, &at),
+                    7 => { d.begin_turn(id.as_str(), who); }
+                    _ => { d.end_turn(id.as_str(), who); }
+                }
+                d.check_invariants();
+            }
+        }
+    }
+}
