@@ -1,6 +1,8 @@
 //! Pure rules: no tokio, socket, clock, unseeded randomness, lock, log or global in here.
 
+pub mod aggregate;
 pub mod balance;
+pub mod connect;
 pub mod directory;
 pub mod event;
 pub mod frame;
@@ -8,7 +10,9 @@ pub mod id;
 pub mod idmap;
 pub mod locate;
 pub mod outlier;
+pub mod reply;
 pub mod ring;
+pub mod route;
 pub mod scan;
 pub mod snapshot;
 #[cfg(test)]

@@ -1,0 +1,575 @@
+//! Every JSON text that Taxiway itself writes: answers, errors, injected events, its own requests.
+//! Must not look into frames of peers, nor decide when something is said; relayed bodies never
+//! pass through here.
+
+use std::{fmt, time::SystemTime};
+
+use serde::Serialize;
+
+use super::{
+    id::{BackendName, SessionId},
+    locate::Refusal,
+};
+
+/// The id of an answer to a frame that carried none that could be read. Use it only for what
+/// Taxiway refuses itself: a backend's `id:null` error is never relayed.
+pub const NULL_ID: &[u8] = b"null";
+
+/// `protocolVersion` of the protocol that Taxiway speaks.
+pub const PROTOCOL_VERSION: u32 = 3;
+
+/// Longest part of a peer's text (method, session id) quoted in one of our messages, in bytes.
+const QUOTE_LIMIT: usize = 120;
+
+/// An error that Taxiway makes. Display is the `message` of the JSON-RPC error.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// No usable backend for this call. Nothing was executed; the client may try again.
+    #[error("{}", unavailable(.session.as_ref(), .backend.as_ref()))]
+    BackendUnavailable {
+        /// The session the call names, if it names one.
+        session: Option<SessionId>,
+        /// The backend that would be needed, if it must be that one.
+        backend: Option<BackendName>,
+    },
+    /// Where the session is cannot be said, or where it is cannot be reached. Nothing was executed;
+    /// the client may try again.
+    #[error("{}", .why.explain(.session.as_ref().map(|s| Quote(s.as_str()))))]
+    NotLocated {
+        /// The session the call names, if it names one.
+        session: Option<SessionId>,
+        /// What stands in the way.
+        why: Refusal,
+    },
+    /// The backend went away with this call in flight.
+    #[error(
+        "Backend {backend} was lost while it worked on {}; the call may have been executed, so it \
+         was not repeated: look at the session before you send it again", Quote(.method)
+    )]
+    BackendLost {
+        /// The backend that was lost.
+        backend: BackendName,
+        /// Method of the call.
+        method: String,
+    },
+    /// Somebody else's turn is running in the session.
+    #[error(
+        "Session is in use by another user: {}; try again when its turn has ended",
+        Quote(.session.as_str())
+    )]
+    SessionBusy {
+        /// The session.
+        session: SessionId,
+    },
+    /// A configured limit was reached.
+    #[error(
+        "Limit reached: {limit} is {value}; wait, use less at a time, or raise {limit} in the \
+         configuration"
+    )]
+    LimitExceeded {
+        /// Configuration key of the limit, such as `limits.frame`.
+        limit: &'static str,
+        /// Value in force, in the unit of the key (bytes, a count, milliseconds).
+        value: u64,
+    },
+    /// The method is not allowed through Taxiway.
+    #[error("Method {} is not allowed through this proxy: {reason}", Quote(.method))]
+    MethodDenied {
+        /// The method.
+        method: String,
+        /// Why, and what to do instead.
+        reason: &'static str,
+    },
+    /// Taxiway is shutting down.
+    #[error("Taxiway is shutting down and takes no new work; connect again")]
+    Draining,
+    /// The client cancelled a call before it was forwarded.
+    #[error("Request cancelled before it was forwarded")]
+    Cancelled,
+    /// Not JSON, or no frame at all. The text is the CLI's or the JSON parser's.
+    #[error("{0}")]
+    Parse(String),
+    /// JSON, but no JSON-RPC message, or an id that is still in use.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// No such method.
+    #[error("Unhandled method {}", Quote(.method))]
+    MethodNotFound {
+        /// The method.
+        method: String,
+    },
+    /// The params of a method that Taxiway answers itself do not fit.
+    #[error("{0}")]
+    InvalidParams(String),
+    /// The call failed for a reason that the CLI gives in the message only.
+    #[error("Request {} failed with message: {message}", Quote(.method))]
+    Failed {
+        /// The method.
+        method: String,
+        /// The CLI's own words for the reason.
+        message: String,
+    },
+    /// Told to a backend: the client that was the process-wide provider is not there any more.
+    #[error("The client that was the {place} has left")]
+    ProviderLeft {
+        /// Of what it was the provider, in the CLI's words.
+        place: &'static str,
+    },
+    /// A token is needed and none was given yet.
+    #[error("AUTHENTICATION_REQUIRED")]
+    AuthenticationRequired,
+    /// The token is wrong.
+    #[error("AUTHENTICATION_FAILED")]
+    AuthenticationFailed,
+    /// A token was given, but none is configured.
+    #[error("AUTHENTICATION_NOT_CONFIGURED")]
+    AuthenticationNotConfigured,
+}
+
+impl ProxyError {
+    /// A request whose id is still pending on its connection.
+    pub fn duplicate_id(id: &[u8]) -> Self {
+        Self::InvalidRequest(format!(
+            "Request id {} is still in use on this connection; wait for its answer or use another",
+            Quote(&String::from_utf8_lossy(id))
+        ))
+    }
+
+    /// A body that is JSON, but none of the three shapes of JSON-RPC, in the CLI's words.
+    pub fn not_a_message() -> Self {
+        Self::InvalidRequest(
+            "not a recognizable JSON-RPC request, notification, or response".to_owned(),
+        )
+    }
+
+    /// A method on a session that no backend has, in the CLI's words for that method.
+    pub fn session_not_found(method: &str, session: &str) -> Self {
+        let message = match method {
+            "session.getMessages" => format!("Session not found: {}", Quote(session)),
+            "session.resume" => {
+                format!(
+                    "Failed to load session events: Session not found: {}",
+                    Quote(session)
+                )
+            }
+            _ => format!("Session not found for sessionId: {}", Quote(session)),
+        };
+        Self::Failed {
+            method: method.to_owned(),
+            message,
+        }
+    }
+
+    /// The JSON-RPC code.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::BackendUnavailable { .. } | Self::NotLocated { .. } => -32010,
+            Self::BackendLost { .. } => -32011,
+            Self::SessionBusy { .. } => -32012,
+            Self::LimitExceeded { .. } => -32013,
+            Self::MethodDenied { .. } => -32014,
+            Self::Draining => -32015,
+            Self::Cancelled => -32800,
+            Self::Parse(_) => -32700,
+            Self::InvalidRequest(_) => -32600,
+            Self::MethodNotFound { .. } => -32601,
+            Self::InvalidParams(_) => -32602,
+            Self::Failed { .. } | Self::ProviderLeft { .. } => -32603,
+            Self::AuthenticationRequired => -32001,
+            Self::AuthenticationFailed => -32002,
+            Self::AuthenticationNotConfigured => -32003,
+        }
+    }
+
+    /// The name of the code: `data.code`, and the label of `taxiway_errors_total`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::BackendUnavailable { .. } | Self::NotLocated { .. } => "BACKEND_UNAVAILABLE",
+            Self::BackendLost { .. } => "BACKEND_LOST",
+            Self::SessionBusy { .. } => "SESSION_BUSY",
+            Self::LimitExceeded { .. } => "LIMIT_EXCEEDED",
+            Self::MethodDenied { .. } => "METHOD_DENIED",
+            Self::Draining => "DRAINING",
+            Self::Cancelled => "CANCELLED",
+            Self::Parse(_) => "PARSE_ERROR",
+            Self::InvalidRequest(_) => "INVALID_REQUEST",
+            Self::MethodNotFound { .. } => "METHOD_NOT_FOUND",
+            Self::InvalidParams(_) => "INVALID_PARAMS",
+            Self::Failed { .. } | Self::ProviderLeft { .. } => "INTERNAL_ERROR",
+            Self::AuthenticationRequired => "AUTHENTICATION_REQUIRED",
+            Self::AuthenticationFailed => "AUTHENTICATION_FAILED",
+            Self::AuthenticationNotConfigured => "AUTHENTICATION_NOT_CONFIGURED",
+        }
+    }
+
+    /// May the same call simply be sent again, unchanged, on the same or a new connection?
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::BackendUnavailable { .. }
+            | Self::NotLocated { .. }
+            | Self::SessionBusy { .. }
+            | Self::LimitExceeded { .. }
+            | Self::Draining => true,
+            Self::BackendLost { .. }
+            | Self::MethodDenied { .. }
+            | Self::Cancelled
+            | Self::Parse(_)
+            | Self::InvalidRequest(_)
+            | Self::MethodNotFound { .. }
+            | Self::InvalidParams(_)
+            | Self::Failed { .. }
+            | Self::ProviderLeft { .. }
+            | Self::AuthenticationRequired
+            | Self::AuthenticationFailed
+            | Self::AuthenticationNotConfigured => false,
+        }
+    }
+
+    /// Configuration key of the limit that was reached: `data.limit`.
+    pub fn limit(&self) -> Option<&'static str> {
+        if let Self::LimitExceeded { limit, .. } = self {
+            Some(limit)
+        } else {
+            None
+        }
+    }
+}
+
+/// What an injected event says of itself. Real events carry a UUID v4, their time, and the id of
+/// the event before them.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp<'a> {
+    /// Random bits of the event's id; version and variant bits are set here.
+    pub id: u128,
+    /// When it was made.
+    pub at: SystemTime,
+    /// Id of the last event of this session that the client saw; none if it saw none.
+    pub parent: Option<&'a str>,
+}
+
+/// Appends an error frame. `id` is the client's id as it stood in its frame ([`NULL_ID`] if there
+/// was none); `reference` is the one in the log line.
+pub fn error(out: &mut Vec<u8>, id: &[u8], error: &ProxyError, reference: u64) {
+    framed(out, |body| {
+        open(body, id, b"error");
+        json(
+            body,
+            &ErrorBody {
+                code: error.code(),
+                message: &error.to_string(),
+                data: ErrorDetail {
+                    source: "taxiway",
+                    code: error.name(),
+                    retryable: error.is_retryable(),
+                    reference: &reference.to_string(),
+                    limit: error.limit(),
+                },
+            },
+        );
+        body.push(b'}');
+    });
+}
+
+/// Appends an error frame with the code, message and (if there is one) data of another peer's
+/// error, as JSON texts.
+pub fn relayed_error(out: &mut Vec<u8>, id: &[u8], error: &str) {
+    framed(out, |body| {
+        open(body, id, b"error");
+        body.extend_from_slice(error.as_bytes());
+        body.push(b'}');
+    });
+}
+
+/// Appends a result frame. `result` must be one JSON value.
+pub fn result(out: &mut Vec<u8>, id: &[u8], result: &str) {
+    framed(out, |body| {
+        open(body, id, b"result");
+        body.extend_from_slice(result.as_bytes());
+        body.push(b'}');
+    });
+}
+
+/// Appends the answer to `ping`, as a CLI gives it: `pong: TEXT`, or `pong` without a text.
+pub fn pong(out: &mut Vec<u8>, id: &[u8], message: Option<&str>, now: SystemTime) {
+    let text = match message {
+        Some(text) if !text.is_empty() => format!("pong: {text}"),
+        Some(_) | None => "pong".to_owned(),
+    };
+    framed(out, |body| {
+        open(body, id, b"result");
+        json(
+            body,
+            &Pong {
+                message: &text,
+                timestamp: &humantime::format_rfc3339_nanos(now).to_string(),
+                protocol_version: PROTOCOL_VERSION,
+            },
+        );
+        body.push(b'}');
+    });
+}
+
+/// Why a turn has no end of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LostBy {
+    /// Its backend went away.
+    Backend(BackendName),
+    /// Taxiway stopped, and the time to drain was over.
+    Shutdown,
+    /// Its session is not open any more where it ran: closed by somebody else, or by the backend.
+    Closed,
+}
+
+/// Appends the end of a turn that no backend will end any more: a `session.event` of type
+/// `session.error`, by which SDKs reject the call that waits for the turn, then `session.idle` with
+/// `aborted`.
+///
+/// `unseen` are the `messageId`s of sends that the backend had acknowledged, but that the client
+/// never saw as `user.message`: they may be lost.
+pub fn turn_lost(
+    out: &mut Vec<u8>,
+    session: &str,
+    cause: &LostBy,
+    unseen: &[&str],
+    stamp: &Stamp<'_>,
+) {
+    let (code, cause) = match cause {
+        LostBy::Backend(backend) => (
+            "BACKEND_LOST",
+            format!("Backend {backend} was lost in the middle of this turn"),
+        ),
+        LostBy::Shutdown => (
+            "DRAINING",
+            "Taxiway shut down before this turn had ended".to_owned(),
+        ),
+        LostBy::Closed => (
+            "SESSION_CLOSED",
+            "The session was closed in the middle of this turn".to_owned(),
+        ),
+    };
+    let mut message = format!(
+        "{cause}. The session goes on once it is open again; what the turn had done by then may or \
+         may not be in its history"
+    );
+    if !unseen.is_empty() {
+        let named: Vec<String> = unseen
+            .iter()
+            .take(8)
+            .map(|id| Quote(id).to_string())
+            .collect();
+        let more = if unseen.len() > named.len() {
+            ", …"
+        } else {
+            ""
+        };
+        message += &format!(
+            "; acknowledged but perhaps lost: {} message(s) ({}{more})",
+            unseen.len(),
+            named.join(", ")
+        );
+    }
+    let error = LostTurn {
+        error_type: "query",
+        error_code: code,
+        message: &message,
+    };
+    event(out, session, "session.error", &error, stamp);
+    // A real idle event names the last event of the history as its parent; neither of ours is in
+    // it. Flipping one random bit makes the second id as unique as the first.
+    let idle = Stamp {
+        id: stamp.id ^ 1,
+        ..*stamp
+    };
+    event(out, session, "session.idle", &Idle { aborted: true }, &idle);
+}
+
+/// Appends a `$/cancelRequest` for the call with this id.
+pub fn cancel(out: &mut Vec<u8>, id: &[u8]) {
+    framed(out, |body| {
+        body.extend_from_slice(br#"{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":"#);
+        body.extend_from_slice(id);
+        body.extend_from_slice(b"}}");
+    });
+}
+
+/// Appends a request of Taxiway's own. `params` must be one JSON value.
+pub fn request(out: &mut Vec<u8>, id: &[u8], method: &str, params: &str) {
+    framed(out, |body| {
+        body.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+        body.extend_from_slice(id);
+        body.extend_from_slice(br#","method":"#);
+        json(body, &method);
+        body.extend_from_slice(br#","params":"#);
+        body.extend_from_slice(params.as_bytes());
+        body.push(b'}');
+    });
+}
+
+/// `text` as a JSON string, quotes included.
+pub fn quoted(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len() + 2);
+    json(&mut out, &text);
+    String::from_utf8(out).expect("serde_json writes UTF-8")
+}
+
+/// Params of a call that names one session and nothing else.
+pub fn session_params(session: &str) -> String {
+    format!(r#"{{"sessionId":{}}}"#, quoted(session))
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    code: i32,
+    message: &'a str,
+    data: ErrorDetail<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorDetail<'a> {
+    source: &'a str,
+    code: &'a str,
+    retryable: bool,
+    #[serde(rename = "ref")]
+    reference: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pong<'a> {
+    message: &'a str,
+    timestamp: &'a str,
+    protocol_version: u32,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LostTurn<'a> {
+    error_type: &'a str,
+    error_code: &'a str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct Idle {
+    aborted: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EventParams<'a, D> {
+    session_id: &'a str,
+    event: EventBody<'a, D>,
+}
+
+/// In the order of a real event; `ephemeral` because the backend's history will not hold it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EventBody<'a, D> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    data: &'a D,
+    ephemeral: bool,
+    id: &'a str,
+    timestamp: &'a str,
+    parent_id: Option<&'a str>,
+}
+
+fn event<D: Serialize>(out: &mut Vec<u8>, session: &str, kind: &str, data: &D, stamp: &Stamp<'_>) {
+    framed(out, |body| {
+        body.extend_from_slice(br#"{"jsonrpc":"2.0","method":"session.event","params":"#);
+        json(
+            body,
+            &EventParams {
+                session_id: session,
+                event: EventBody {
+                    kind,
+                    data,
+                    ephemeral: true,
+                    id: &uuid(stamp.id),
+                    timestamp: &humantime::format_rfc3339_millis(stamp.at).to_string(),
+                    parent_id: stamp.parent,
+                },
+            },
+        );
+        body.push(b'}');
+    });
+}
+
+/// 128 random bits as the text of a UUID v4.
+fn uuid(bits: u128) -> String {
+    let bits = bits & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
+}
+
+/// Starts an answer: all up to the value of `member`.
+fn open(body: &mut Vec<u8>, id: &[u8], member: &[u8]) {
+    body.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+    body.extend_from_slice(id);
+    body.extend_from_slice(b",\"");
+    body.extend_from_slice(member);
+    body.extend_from_slice(b"\":");
+}
+
+/// Lets `write` append a body and puts its header before it.
+///
+/// The header has exactly one form: the strictest SDKs take this case, this space, no other header.
+fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    write(out);
+    let header = format!("Content-Length: {}\r\n\r\n", out.len() - start);
+    out.splice(start..start, header.into_bytes());
+}
+
+fn json(out: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(out, value).expect("plain structs of text and numbers serialize");
+}
+
+fn unavailable(session: Option<&SessionId>, backend: Option<&BackendName>) -> String {
+    match (session, backend) {
+        (Some(session), Some(backend)) => format!(
+            "Session {} lives on backend {backend}, which is not available; try again when it is \
+             back",
+            Quote(session.as_str())
+        ),
+        (Some(session), None) => format!(
+            "No backend is available for session {}; try again, or look at `taxiway status`",
+            Quote(session.as_str())
+        ),
+        (None, Some(backend)) => format!(
+            "Backend {backend} is not available and this call needs its answer; try again when it \
+             is back"
+        ),
+        (None, None) => {
+            "No backend is available; try again, or look at `taxiway status`".to_owned()
+        }
+    }
+}
+
+/// A peer's text cut to a bounded length at a character boundary.
+struct Quote<'a>(&'a str);
+
+impl fmt::Display for Quote<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.len() <= QUOTE_LIMIT {
+            return f.write_str(self.0);
+        }
+        let end = (0..=QUOTE_LIMIT)
+            .rev()
+            .find(|&i| self.0.is_char_boundary(i))
+            .unwrap_or(0);
+        write!(f, "{}…", &self.0[..end])
+    }
+}
+
+#[cfg(test)]
+mod tests;
