@@ -10,6 +10,7 @@ pub mod id;
 pub mod idmap;
 pub mod locate;
 pub mod outlier;
+pub mod provider;
 pub mod reply;
 pub mod ring;
 pub mod route;
