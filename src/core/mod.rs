@@ -9,6 +9,7 @@ pub mod frame;
 pub mod id;
 pub mod idmap;
 pub mod locate;
+pub mod mux;
 pub mod outlier;
 pub mod provider;
 pub mod reply;

@@ -1,0 +1,173 @@
+//! One connection with two open sessions on one backend, ready for traffic: for the benchmark of
+//! the multiplexer and for the test that counts its allocations.
+
+use std::{
+    hint::black_box,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use taxiway::core::{
+    event::PlacementReason,
+    frame::{FrameLimits, write_header},
+    id::ConnectionId,
+    mux::{Context, CreateExisting, Located, Mux, Outbox, Output, Settings, SlotId},
+    snapshot::{AdminState, Backend, Health, Mode, Snapshot},
+};
+
+/// The traffic's two ends and what is between.
+pub(crate) struct Stage {
+    pub(crate) mux: Mux,
+    pub(crate) settings: Settings,
+    snapshot: Snapshot,
+    out: Outbox,
+    now: Instant,
+    slot: Option<SlotId>,
+    /// Bytes that were written.
+    written: usize,
+}
+
+pub(crate) fn framed(body: &str) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write_header(body.len(), &mut frame);
+    frame.extend_from_slice(body.as_bytes());
+    frame
+}
+
+/// A streamed event of session `s0` or `s1`, as large as they mostly are.
+pub(crate) fn event(session: u8, kind: &str) -> Vec<u8> {
+    framed(&format!(
+        concat!(
+            r#"{{"jsonrpc":"2.0","method":"session.event","params":{{"sessionId":"s{}","#,
+            r#""event":{{"type":"{}","#,
+            r#""data":{{"messageId":"872e421f-25dd-4618-b3d5-3cdd0246f60a","deltaContent":"w0 "}},"#,
+            r#""ephemeral":true,"id":"b79c4e42-b41d-42f2-88a9-f77064e61e87","#,
+            r#""timestamp":"2026-11-22T06:30:20.965Z","parentId":null}}}}}}"#
+        ),
+        session, kind
+    ))
+}
+
+pub(crate) fn request(id: u32, session: u8) -> Vec<u8> {
+    framed(&format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"method":"session.getMessages","params":{{"sessionId":"s{session}"}}}}"#
+    ))
+}
+
+pub(crate) fn response(id: u32) -> Vec<u8> {
+    framed(&format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"result":{{"events":[]}}}}"#
+    ))
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        let settings = Settings {
+            frame: FrameLimits {
+                header: 8 * 1024,
+                frame: 1024 * 1024,
+            },
+            frame_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            calls: 1024,
+            sessions: 1024,
+            create_existing: CreateExisting::Resume,
+        };
+        let backend = Backend {
+            name: "cli-1".into(),
+            address: Arc::from("127.0.0.1:4321"),
+            token: None,
+            weight: 1,
+            weight_permille: 1000,
+            admin: AdminState::Ready,
+            health: Health::Up,
+            removed: false,
+            protocol_version: Some(3),
+            version: None,
+            task_kinds: Arc::from([]),
+            disk_read: true,
+        };
+        let now = Instant::now();
+        let peer = "127.0.0.1:50000".parse().expect("an address");
+        let mut stage = Self {
+            mux: Mux::new(ConnectionId(1), peer, now, &settings),
+            settings,
+            snapshot: Snapshot {
+                generation: 1,
+                mode: Mode::SharedStorage,
+                backends: vec![backend],
+                panic: false,
+            },
+            out: Outbox::new(),
+            now,
+            slot: None,
+            written: 0,
+        };
+        for session in 0..2 {
+            stage.client(&framed(&format!(
+                r#"{{"jsonrpc":"2.0","id":{session},"method":"session.create","params":{{"sessionId":"s{session}"}}}}"#
+            )));
+        }
+        stage.backend(&framed(r#"{"jsonrpc":"2.0","id":0,"result":{"ok":true}}"#));
+        stage.backend(&[response(0), response(1)].concat());
+        assert_eq!(stage.mux.open_calls(), 0, "both sessions are open");
+        stage
+    }
+
+    /// The client writes.
+    pub(crate) fn client(&mut self, input: &[u8]) {
+        self.step(input, |mux, cx, out| mux.handle_client(cx, input, out));
+    }
+
+    /// The backend writes.
+    pub(crate) fn backend(&mut self, input: &[u8]) {
+        let slot = self.slot.expect("connected");
+        self.step(input, |mux, cx, out| {
+            mux.handle_upstream(cx, slot, input, out)
+        });
+    }
+
+    /// Bytes that were written since the beginning.
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
+    fn step(
+        &mut self,
+        input: &[u8],
+        handle: impl FnOnce(&mut Mux, &Context<'_>, &mut Outbox) -> usize,
+    ) {
+        let cx = Context {
+            now: self.now,
+            wall: SystemTime::UNIX_EPOCH,
+            snapshot: &self.snapshot,
+            settings: &self.settings,
+        };
+        let used = handle(&mut self.mux, &cx, &mut self.out);
+        assert_eq!(used, input.len());
+        for (dest, bytes) in self.out.iter(input) {
+            black_box(dest);
+            self.written += black_box(bytes).len();
+        }
+        self.out.clear();
+        while let Some(output) = self.mux.poll_output() {
+            if let Output::Locate(question) = output {
+                let located = Located {
+                    backend: "cli-1".into(),
+                    reason: PlacementReason::LeastLoaded,
+                    has_history: false,
+                };
+                self.mux
+                    .handle_located(&cx, question.ticket, Ok(located), &mut self.out);
+            } else if let Output::Connect { slot, .. } = output {
+                self.slot = Some(slot);
+                self.mux.handle_upstream_connected(&cx, slot, &mut self.out);
+            }
+        }
+        for (_, bytes) in self.out.iter(&[]) {
+            self.written += bytes.len();
+        }
+        self.out.clear();
+        black_box(self.mux.poll_timeout(&self.settings));
+    }
+}

@@ -1,0 +1,569 @@
+//! Frames of backends: each answer to its call, each event to the client, each request under an id
+//! of our own; and the handshake on a new upstream connection. How they end is in `end`.
+
+use std::ops::Range;
+
+use super::{
+    Asker, Context, Life, MAX_BACKEND_REQUESTS, Mux, Output,
+    calls::{Call, Place},
+    client::{Frame, swap_id},
+    outbox::{Dest, Outbox},
+    place::write_frame,
+    turn::frame,
+    upstream::{Phase, SlotId, Waiting},
+};
+use crate::core::{
+    connect,
+    event::{CallOutcome, ClosedBy, Direction, Event, FrameKind, TurnOutcome},
+    frame::Cut,
+    id::SessionId,
+    idmap::RequestId,
+    reply::{self, LostBy, ProxyError},
+    route::{BackendClass, Class, classify_backend},
+    scan::{self, Head, Kind},
+};
+
+/// The id of our own `connect` on a new upstream connection. Nothing else is sent before its
+/// answer, so it cannot meet an id of the client.
+const HANDSHAKE_ID: &[u8] = b"0";
+
+impl Mux {
+    /// The shell has connected this slot: the handshake begins.
+    pub fn handle_upstream_connected(&mut self, cx: &Context<'_>, slot: SlotId, out: &mut Outbox) {
+        let Some(upstream) = self.upstreams.get_mut(slot) else {
+            return;
+        };
+        upstream.phase = Phase::Handshaking;
+        let token = cx
+            .snapshot
+            .get(&upstream.backend)
+            .and_then(|b| b.token.as_ref());
+        let params = connect::upstream_params(&self.connect, token);
+        out.write(Dest::Upstream(slot), |b| {
+            reply::request(b, HANDSHAKE_ID, "connect", &params)
+        });
+    }
+
+    /// Bytes of a backend. Returns how many were used up, as [`Mux::handle_client`] does.
+    pub fn handle_upstream(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        input: &[u8],
+        out: &mut Outbox,
+    ) -> usize {
+        let mut done = 0;
+        while let Some(upstream) = self.upstreams.get_mut(slot) {
+            match upstream.cutter.cut(&input[done..]) {
+                Ok(Cut::Frame { header, body }) => {
+                    let (header, body) = (
+                        done + header.start..done + header.end,
+                        done + body.start..done + body.end,
+                    );
+                    done = body.end;
+                    self.handle_backend_frame(cx, slot, input, header, body, out);
+                }
+                Ok(Cut::Incomplete { .. }) => {
+                    upstream.in_frame = done < input.len();
+                    break;
+                }
+                Err(_) => {
+                    self.violated(cx, slot, "sent something that is not a frame", out);
+                    break;
+                }
+            }
+        }
+        done
+    }
+
+    fn handle_backend_frame(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        input: &[u8],
+        header: Range<usize>,
+        body: Range<usize>,
+        out: &mut Outbox,
+    ) {
+        let size = body.end - header.start;
+        let text = &input[body.clone()];
+        if let Some((key, kind)) = self.next_of_run(slot, text) {
+            self.note_event(cx, key, kind, text, out);
+            let frame = Frame::Here {
+                input,
+                header,
+                body,
+            };
+            self.pass_to_client(frame, out);
+            self.tally
+                .add(Direction::BackendToClient, FrameKind::Notification, size);
+            self.close_if_quiet();
+            return;
+        }
+        let Ok(head) = scan::scan_backend(text) else {
+            // Our own requests are valid, so an `id:null` error is about nothing that a client
+            // sent: it is swallowed (two SDKs die of it, PROTOCOL §1).
+            if is_null_id_error(text) {
+                self.tally
+                    .add(Direction::BackendToClient, FrameKind::Invalid, size);
+            } else {
+                self.violated(cx, slot, "sent a frame that is not JSON-RPC", out);
+            }
+            return;
+        };
+        let ready = self
+            .upstreams
+            .get(slot)
+            .is_some_and(|u| u.phase == Phase::Ready);
+        if !ready {
+            self.handle_handshake(cx, slot, &head, text, out);
+            return;
+        }
+        let frame = || Frame::Here {
+            input,
+            header: header.clone(),
+            body: body.clone(),
+        };
+        let kind = match head.kind {
+            Kind::Notification => {
+                if self.handle_backend_notification(cx, slot, &head, text, out) {
+                    self.pass_to_client(frame(), out);
+                }
+                FrameKind::Notification
+            }
+            Kind::Request => {
+                self.handle_backend_request(slot, &head, text, out);
+                FrameKind::Request
+            }
+            Kind::Result => {
+                if self.handle_backend_answer(cx, slot, &head, text, true, out) {
+                    self.pass_to_client(frame(), out);
+                }
+                FrameKind::Response
+            }
+            Kind::Error => {
+                if self.handle_backend_answer(cx, slot, &head, text, false, out) {
+                    self.pass_to_client(frame(), out);
+                }
+                FrameKind::Error
+            }
+        };
+        self.tally.add(Direction::BackendToClient, kind, size);
+        self.close_if_quiet();
+    }
+
+    /// The session and type of an event that is one more of the session that this backend spoke of
+    /// last: nearly all frames there are, so they are read no further than that.
+    fn next_of_run<'a>(&self, slot: SlotId, body: &'a [u8]) -> Option<(usize, &'a [u8])> {
+        let upstream = self.upstreams.get(slot)?;
+        let entry = self.entries.get(upstream.recent)?;
+        let kind = scan::event_of(body, entry.id.as_str())?;
+        let here = upstream.phase == Phase::Ready && entry.here_at().is_none_or(|at| at == slot);
+        here.then_some((upstream.recent, kind))
+    }
+
+    fn pass_to_client(&mut self, frame: Frame<'_>, out: &mut Outbox) {
+        if self.life != Life::Closed {
+            write_frame(Dest::Client, frame, out);
+        }
+    }
+
+    /// Anything that comes before the answer to our `connect` is not for the client.
+    fn handle_handshake(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        head: &Head,
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
+        if let (Kind::Request | Kind::Notification, _) | (_, None) = (head.kind, &head.id) {
+            return;
+        }
+        if head
+            .id
+            .is_some_and(|id| id.token().of(body) != HANDSHAKE_ID)
+        {
+            self.violated(cx, slot, "answered a call that it was not asked", out);
+            return;
+        }
+        // Servers from before `connect` say -32601 and need none (as the SDKs treat it).
+        let old = head
+            .error
+            .is_some_and(|e| memchr::memmem::find(e.of(body), b"-32601").is_some());
+        if head.kind == Kind::Error && !old {
+            self.outputs.push_back(Output::CloseUpstream { slot });
+            self.handle_upstream_closed(cx, slot, "refused our connect", out);
+            return;
+        }
+        let Some(upstream) = self.upstreams.get_mut(slot) else {
+            return;
+        };
+        upstream.phase = Phase::Ready;
+        upstream.deadline = None;
+        let waiting = std::mem::take(&mut upstream.waiting);
+        upstream.note_idle(cx.now);
+        for Waiting { call, body } in waiting {
+            self.held_bytes -= body.len();
+            out.write(Dest::Upstream(slot), |b| frame(b, &body));
+            let record = call.as_ref().and_then(|id| self.calls.get(id));
+            let key = record.and_then(|record| self.key_of(record));
+            if let Some(key) = key
+                && self.entries[key].gate.as_ref().map(|gate| &gate.call) == call.as_ref()
+            {
+                self.arm_gate(cx, key);
+            }
+        }
+    }
+
+    /// Whether the client shall have it.
+    fn handle_backend_notification(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        head: &Head,
+        body: &[u8],
+        out: &mut Outbox,
+    ) -> bool {
+        let method = head
+            .method
+            .as_ref()
+            .and_then(|m| m.plain(body))
+            .unwrap_or_default();
+        match classify_backend(method) {
+            BackendClass::Lifecycle => false,
+            BackendClass::Event => {
+                let Some(key) = self.session_key(slot, head, body) else {
+                    return true;
+                };
+                match self.entries[key].here_at() {
+                    Some(here) if here == slot => {
+                        let kind = head.event_type.and_then(|t| t.plain(body));
+                        self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
+                    }
+                    // It was open there before it was opened elsewhere: an echo.
+                    Some(_) => return false,
+                    None => {}
+                }
+                true
+            }
+            BackendClass::Cancel => {
+                self.handle_backend_cancel(slot, head, body, out);
+                false
+            }
+            BackendClass::HostEvent
+            | BackendClass::Telemetry
+            | BackendClass::ShellExit
+            | BackendClass::Session
+            | BackendClass::Hook
+            | BackendClass::Provider(_)
+            | BackendClass::Token
+            | BackendClass::Unknown => true,
+        }
+    }
+
+    /// The entry of the session that a frame names. Events come in runs of one session, so the
+    /// last one is looked at before the table.
+    fn session_key(&mut self, slot: SlotId, head: &Head, body: &[u8]) -> Option<usize> {
+        let text = head.session.as_ref()?;
+        let recent = self.upstreams.get(slot)?.recent;
+        if let (Some(entry), Some(plain)) = (self.entries.get(recent), text.plain(body))
+            && entry.id.as_str() == plain
+        {
+            return Some(recent);
+        }
+        let key = *self.by_session.get(&*text.get(body))?;
+        self.upstreams.get_mut(slot)?.recent = key;
+        Some(key)
+    }
+
+    /// A backend asks the client something: under an id that no other backend uses.
+    fn handle_backend_request(&mut self, slot: SlotId, head: &Head, body: &[u8], out: &mut Outbox) {
+        let Some(id) = &head.id else { return };
+        let token = id.token().of(body);
+        if self.requests.len() >= MAX_BACKEND_REQUESTS {
+            self.limit_hit("backend_requests");
+            let error = ProxyError::LimitExceeded {
+                limit: "backend_requests",
+                value: MAX_BACKEND_REQUESTS as u64,
+            };
+            let reference = self.reference();
+            out.write(Dest::Upstream(slot), |b| {
+                reply::error(b, token, &error, reference)
+            });
+            return;
+        }
+        self.ask_client(Asker::Upstream(slot), token, id.token().range(), body, out);
+    }
+
+    fn ask_client(
+        &mut self,
+        asker: Asker,
+        token: &[u8],
+        id: Range<usize>,
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
+        let ours = self.requests.assign(asker, token);
+        let mut digits = [0; 20];
+        let ours = write_number(ours, &mut digits);
+        out.write(Dest::Client, |b| swap_id(b, body, id, ours));
+    }
+
+    /// A request that came over a provider connection of Taxiway's own, for the client that
+    /// claimed the place. `token` comes back with the answer ([`Output::ProviderAnswer`]).
+    /// Returns false, and does nothing, if the client cannot be asked.
+    pub fn handle_provider_request(&mut self, token: u64, body: &[u8], out: &mut Outbox) -> bool {
+        let Ok(head) = scan::scan_backend(body) else {
+            return false;
+        };
+        let Some(id) = &head.id else { return false };
+        if self.life == Life::Closed || self.requests.len() >= MAX_BACKEND_REQUESTS {
+            return false;
+        }
+        let span = id.token();
+        self.ask_client(
+            Asker::Provider(token),
+            span.of(body),
+            span.range(),
+            body,
+            out,
+        );
+        true
+    }
+
+    fn handle_backend_cancel(&mut self, slot: SlotId, head: &Head, body: &[u8], out: &mut Outbox) {
+        let Some(id) = &head.places.cancel_id else {
+            return;
+        };
+        let span = id.token();
+        if let Some(ours) = self.requests.find(Asker::Upstream(slot), span.of(body)) {
+            let mut digits = [0; 20];
+            let ours = write_number(ours, &mut digits);
+            out.write(Dest::Client, |b| swap_id(b, body, span.range(), ours));
+        }
+    }
+
+    /// Whether the client shall have it.
+    fn handle_backend_answer(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        head: &Head,
+        body: &[u8],
+        succeeded: bool,
+        out: &mut Outbox,
+    ) -> bool {
+        let Some(id) = &head.id else { return false };
+        let id = RequestId::read(id, body);
+        if self.calls.get(&id).and_then(Call::at) != Some(slot) {
+            self.violated(cx, slot, "answered a call that it was not asked", out);
+            return false;
+        }
+        let Some(mut call) = self.take_call(cx, &id) else {
+            return false;
+        };
+        let not_found = !succeeded && is_not_found(head, body, call.session.as_ref());
+        if let Some(original) = call.fallback.take_if(|_| not_found) {
+            // Nothing to resume after all: the create goes out as the client wrote it.
+            call.place = Place::Held;
+            self.calls.insert(id.clone(), call);
+            self.forward(cx, slot, Some(id), Frame::Kept(original.into_vec()), out);
+            return false;
+        }
+        let outcome = if succeeded {
+            CallOutcome::Ok
+        } else {
+            CallOutcome::BackendError
+        };
+        self.call_ended(cx, &call, outcome);
+        if succeeded {
+            self.succeeded(cx, slot, &call, head, body);
+        } else if not_found && !call.attaches() {
+            self.lost_sight(cx, slot, &call, out);
+        }
+        let opened = succeeded && !(call.class == Class::Open && says_not_found(head, body));
+        self.attach_settled(cx, &call, opened, out);
+        self.send_settled(cx, &id, &call, succeeded.then_some((head, body)), out);
+        if let Some(key) = self.key_of(&call) {
+            self.settle_entry(key);
+        }
+        true
+    }
+
+    /// What the success of a call changes.
+    fn succeeded(&mut self, cx: &Context<'_>, slot: SlotId, call: &Call, head: &Head, body: &[u8]) {
+        let Some(upstream) = self.upstreams.get(slot) else {
+            return;
+        };
+        let backend = upstream.backend.clone();
+        match (call.class, &call.session) {
+            (Class::Create | Class::Open, None) => {
+                if let Some(session) = result_session(head, body) {
+                    self.outputs.push_back(Output::Adopt {
+                        session: session.clone(),
+                        backend,
+                    });
+                    self.adopt(cx, slot, session);
+                }
+            }
+            (Class::Fork, Some(_)) => {
+                if let Some(session) = result_session(head, body) {
+                    self.outputs.push_back(Output::History { session, backend });
+                }
+            }
+            (Class::Detach, Some(_)) => {
+                if let Some(key) = self.key_at(call, slot) {
+                    self.detached(cx, key);
+                    self.settle_entry(key);
+                }
+            }
+            (Class::Close, Some(session)) => {
+                let closed = Output::Closed {
+                    session: session.clone(),
+                    backend,
+                };
+                self.closed(cx, self.key_at(call, slot), closed);
+            }
+            (Class::Delete, Some(session)) if says_success(head, body) => {
+                let deleted = Output::Deleted(session.clone());
+                self.closed(cx, self.key_of(call), deleted);
+            }
+            _ => {}
+        }
+    }
+
+    /// A session whose id the backend chose: this connection is attached to it.
+    fn adopt(&mut self, cx: &Context<'_>, slot: SlotId, session: SessionId) {
+        let key = match self.by_session.get(&session) {
+            Some(key) => *key,
+            None => self.new_entry(session),
+        };
+        if self.entries[key].is_here() {
+            return;
+        }
+        self.change_entry(cx.now, key, |entry| {
+            entry.slot = Some(slot);
+            entry.attached = true;
+            entry.attachments += 1;
+        });
+        self.claim(key);
+    }
+
+    /// This connection no longer hears the session.
+    fn detached(&mut self, cx: &Context<'_>, key: usize) {
+        self.end_turn(cx, key, TurnOutcome::Lost, ClosedBy::Client);
+        self.change_entry(cx.now, key, |entry| entry.attached = false);
+    }
+
+    /// The session is closed for everybody, so the directory, told by `news`, counts nobody. If this
+    /// connection is about to open it again there, it must stay there: it is counted anew.
+    fn closed(&mut self, cx: &Context<'_>, key: Option<usize>, news: Output) {
+        if let Some(key) = key {
+            self.detached(cx, key);
+            self.unclaim(key);
+        }
+        self.outputs.push_back(news);
+        if let Some(key) = key {
+            if self.entries[key].is_here() {
+                self.claim(key);
+            }
+            self.settle_entry(key);
+        }
+    }
+
+    /// The entry of a call's session, if that session is served by `slot`: what another backend
+    /// says of it does not concern the one that is attached.
+    fn key_at(&self, call: &Call, slot: SlotId) -> Option<usize> {
+        self.key_of(call)
+            .filter(|key| self.entries[*key].slot == Some(slot))
+    }
+
+    /// The backend does not have the session open (any more: idle cleanup and closes by others are
+    /// silent, PROTOCOL §8).
+    fn lost_sight(&mut self, cx: &Context<'_>, slot: SlotId, call: &Call, out: &mut Outbox) {
+        let (Some(session), Some(upstream)) = (&call.session, self.upstreams.get(slot)) else {
+            return;
+        };
+        let backend = upstream.backend.clone();
+        let attached = self.key_at(call, slot).filter(|key| {
+            let entry = &self.entries[*key];
+            // Only if it was attached when the call was made, and not once more since.
+            entry.attached && call.attachment == Some(entry.attachments)
+        });
+        let reason = if attached.is_some() {
+            "closed_by_backend"
+        } else {
+            "unknown"
+        };
+        self.outputs
+            .push_back(Output::Event(Event::SessionNotFound { reason }));
+        if let Some(key) = attached {
+            self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
+            let closed = Output::Closed {
+                session: session.clone(),
+                backend,
+            };
+            self.closed(cx, Some(key), closed);
+        }
+    }
+}
+
+/// Whether a body that is no JSON-RPC message for us is the CLI's complaint about a frame that it
+/// could not read.
+fn is_null_id_error(body: &[u8]) -> bool {
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else {
+        return false;
+    };
+    value.get("id").is_some_and(serde_json::Value::is_null) && value.get("error").is_some()
+}
+
+/// The CLI's only sign that a session is not open where it was asked for (PROTOCOL §8): these words,
+/// then the session's id.
+fn is_not_found(head: &Head, body: &[u8], session: Option<&SessionId>) -> bool {
+    let (Some(error), Some(session)) = (head.error, session) else {
+        return false;
+    };
+    let text = error.of(body);
+    [
+        &b"Session not found for sessionId: "[..],
+        b"Session not found: ",
+    ]
+    .iter()
+    .any(|words| {
+        memchr::memmem::find_iter(text, words)
+            .any(|at| text[at + words.len()..].starts_with(session.as_str().as_bytes()))
+    })
+}
+
+/// `{"success":true}` as a whole result.
+fn says_success(head: &Head, body: &[u8]) -> bool {
+    head.result
+        .is_some_and(|r| memchr::memmem::find(r.of(body), br#""success":true"#).is_some())
+}
+
+/// `sessions.open` answers an unknown session with a status instead of an error.
+fn says_not_found(head: &Head, body: &[u8]) -> bool {
+    let status = br#""status":"not_found""#;
+    head.result
+        .is_some_and(|r| memchr::memmem::find(r.of(body), status).is_some())
+}
+
+/// `result.sessionId`.
+fn result_session(head: &Head, body: &[u8]) -> Option<SessionId> {
+    let result: serde_json::Value = serde_json::from_slice(head.result?.of(body)).ok()?;
+    result.get("sessionId")?.as_str().map(SessionId::from)
+}
+
+/// `n` in decimal, without an allocation.
+fn write_number(mut n: u64, digits: &mut [u8; 20]) -> &[u8] {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            return &digits[at..];
+        }
+    }
+}

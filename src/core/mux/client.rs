@@ -1,0 +1,547 @@
+//! Frames of the client: each request to the backend that shall answer it.
+
+use std::{ops::Range, time::Duration};
+
+use serde_json::value::RawValue;
+
+use super::{
+    Asker, Context, Life, Mux, Output, Serve, Served, Service,
+    calls::Place,
+    outbox::{Dest, Outbox},
+    place::Question,
+};
+use crate::core::{
+    connect,
+    event::{CallOutcome, ClosedBy, Direction, FrameKind},
+    frame::{Cut, FrameError},
+    id::SessionId,
+    idmap::RequestId,
+    locate::Refusal,
+    reply::{self, ProxyError},
+    route::{self, Class},
+    scan::{self, Head, Kind, Text},
+};
+
+/// A frame on its way: where it stands in the buffer just read, or a copy that was held.
+#[derive(Debug)]
+pub(super) enum Frame<'a> {
+    Here {
+        input: &'a [u8],
+        header: Range<usize>,
+        body: Range<usize>,
+    },
+    Kept(Vec<u8>),
+}
+
+impl Frame<'_> {
+    pub(super) fn body(&self) -> &[u8] {
+        match self {
+            Self::Here { input, body, .. } => &input[body.clone()],
+            Self::Kept(body) => body,
+        }
+    }
+
+    pub(super) fn keep(self) -> Vec<u8> {
+        match self {
+            Self::Here { input, body, .. } => input[body].to_vec(),
+            Self::Kept(body) => body,
+        }
+    }
+}
+
+impl Mux {
+    /// Bytes of the client. Returns how many were used up; the rest is the start of a frame that
+    /// is not complete and comes again, with more behind it.
+    pub fn handle_client(&mut self, cx: &Context<'_>, input: &[u8], out: &mut Outbox) -> usize {
+        let mut done = 0;
+        while self.life != Life::Closed {
+            match self.cutter.cut(&input[done..]) {
+                Ok(Cut::Frame { header, body }) => {
+                    self.greeted = true;
+                    self.partial_since = None;
+                    let (header, body) = (
+                        done + header.start..done + header.end,
+                        done + body.start..done + body.end,
+                    );
+                    done = body.end;
+                    self.handle_client_frame(cx, input, header, body, out);
+                }
+                Ok(Cut::Incomplete { .. }) => {
+                    if done < input.len() {
+                        self.partial_since.get_or_insert(cx.now);
+                    }
+                    break;
+                }
+                Err(error) => self.refuse_framing(cx, &error, out),
+            }
+        }
+        done
+    }
+
+    /// After such an error nobody knows where the next frame starts, so the connection ends, as
+    /// the CLI ends it.
+    fn refuse_framing(&mut self, cx: &Context<'_>, error: &FrameError, out: &mut Outbox) {
+        self.tally
+            .add(Direction::ClientToBackend, FrameKind::Invalid, 0);
+        let answer = match error {
+            FrameError::FrameTooLong { limit, .. } => {
+                self.limit_hit("limits.frame");
+                ProxyError::LimitExceeded {
+                    limit: "limits.frame",
+                    value: *limit as u64,
+                }
+            }
+            FrameError::HeaderTooLong { limit, .. } => {
+                self.limit_hit("limits.header");
+                ProxyError::LimitExceeded {
+                    limit: "limits.header",
+                    value: *limit as u64,
+                }
+            }
+            FrameError::MissingContentLength
+            | FrameError::BadContentLength { .. }
+            | FrameError::MalformedHeader => ProxyError::Parse(error.to_string()),
+        };
+        self.refuse(reply::NULL_ID, "", None, &answer, out);
+        self.abandon(cx, ClosedBy::Proxy);
+        self.close("the client sent something that is not a frame");
+    }
+
+    fn handle_client_frame(
+        &mut self,
+        cx: &Context<'_>,
+        input: &[u8],
+        header: Range<usize>,
+        body: Range<usize>,
+        out: &mut Outbox,
+    ) {
+        let size = body.end - header.start;
+        let text = &input[body.clone()];
+        let head = match scan::scan(text) {
+            Ok(head) => head,
+            Err(reject) => {
+                self.tally
+                    .add(Direction::ClientToBackend, FrameKind::Invalid, size);
+                let error = if reject.code == -32700 {
+                    ProxyError::Parse(reject.message())
+                } else {
+                    ProxyError::InvalidRequest(reject.message())
+                };
+                let id = reject
+                    .id
+                    .as_ref()
+                    .map_or(reply::NULL_ID, |id| id.token().of(text));
+                self.refuse(id, "", None, &error, out);
+                return;
+            }
+        };
+        let frame = Frame::Here {
+            input,
+            header,
+            body,
+        };
+        let kind = match head.kind {
+            Kind::Request => {
+                self.handle_request(cx, &head, frame, out);
+                FrameKind::Request
+            }
+            Kind::Notification => {
+                self.handle_notification(cx, &head, frame, out);
+                FrameKind::Notification
+            }
+            Kind::Result => {
+                self.handle_answer(&head, text, out);
+                FrameKind::Response
+            }
+            Kind::Error => {
+                self.handle_answer(&head, text, out);
+                FrameKind::Error
+            }
+        };
+        self.tally.add(Direction::ClientToBackend, kind, size);
+    }
+
+    fn handle_request(
+        &mut self,
+        cx: &Context<'_>,
+        head: &Head,
+        frame: Frame<'_>,
+        out: &mut Outbox,
+    ) {
+        let body = frame.body();
+        let (Some(id), Some(method)) = (&head.id, &head.method) else {
+            return;
+        };
+        let token = id.token().of(body);
+        let method = method.get(body);
+        let class = route::classify(&method);
+        let call = RequestId::read(id, body);
+        let session = session_of(class, head).map(|text| text.get(body));
+        // Anything else goes to any backend, which refuses it in its own words.
+        let named = session.as_deref().filter(|text| is_session_id(text));
+        // These are answered at once.
+        let waits = !matches!(class, Class::Ping | Class::Connect);
+
+        let refusal = if self.calls.contains(&call) {
+            Some(ProxyError::duplicate_id(token))
+        } else if waits && self.calls.len() >= cx.settings.calls {
+            self.limit_hit("limits.calls_per_connection");
+            let value = cx.settings.calls as u64;
+            Some(ProxyError::LimitExceeded {
+                limit: "limits.calls_per_connection",
+                value,
+            })
+        } else if let Class::Denied(reason) = class {
+            Some(ProxyError::MethodDenied {
+                method: method.to_string(),
+                reason,
+            })
+        } else if self.life == Life::Draining && starts_work(class) {
+            Some(ProxyError::Draining)
+        } else if matches!(class, Class::Create | Class::Resume | Class::Open)
+            && !named
+                .and_then(|s| self.by_session.get(s))
+                .is_some_and(|key| self.entries[*key].has_place())
+            && !self.has_room(cx.settings.sessions)
+        {
+            self.limit_hit("limits.sessions_per_connection");
+            let value = cx.settings.sessions as u64;
+            Some(ProxyError::LimitExceeded {
+                limit: "limits.sessions_per_connection",
+                value,
+            })
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            self.refuse(
+                token,
+                &method,
+                session.as_deref().map(SessionId::from),
+                &error,
+                out,
+            );
+            return;
+        }
+
+        match class {
+            Class::Ping => {
+                let message = head.params.and_then(|p| ping_message(p.of(body)));
+                let message = message.as_deref();
+                let size = out.write(Dest::Client, |b| reply::pong(b, token, message, cx.wall));
+                self.tally
+                    .add(Direction::BackendToClient, FrameKind::Response, size);
+                self.answered_here(class, CallOutcome::Ok);
+            }
+            Class::Connect => self.handle_connect(cx, head, body, token, out),
+            Class::Aggregate(kind) => {
+                self.serve(cx, head, &frame, call, class, Service::Aggregate(kind))
+            }
+            Class::IdsArray(kind) => {
+                self.serve(cx, head, &frame, call, class, Service::IdsArray(kind))
+            }
+            Class::ServerWide(spread) => {
+                self.serve(cx, head, &frame, call, class, Service::ServerWide(spread));
+            }
+            Class::Provider(kind) => {
+                self.serve(cx, head, &frame, call, class, Service::Provider(kind))
+            }
+            Class::ByRequestId => self.serve(cx, head, &frame, call, class, Service::ByRequestId),
+            Class::Session
+            | Class::Create
+            | Class::Resume
+            | Class::Open
+            | Class::Fork
+            | Class::Detach
+            | Class::Delete
+            | Class::Close
+            | Class::Send(_)
+            | Class::Abort
+            | Class::Any
+            | Class::RemoteControl
+            | Class::Cancel
+            | Class::Denied(_)
+            | Class::Unknown => {
+                if class == Class::Detach
+                    && let Some(session) = named
+                    && !self.by_session.contains_key(session)
+                {
+                    self.answer_detach(&method, token, out);
+                    return;
+                }
+                let key = named.map(|session| match self.by_session.get(session) {
+                    Some(key) => *key,
+                    None => self.new_entry(session.into()),
+                });
+                let record = self.new_call(cx.now, class, &method);
+                match key {
+                    Some(key) => self.route_to_session(cx, key, head, frame, (call, record), out),
+                    None => self.route_anywhere(cx, frame, call, record, out),
+                }
+            }
+        }
+    }
+
+    /// A detach from a session that this connection is not attached to: there is nothing to detach,
+    /// wherever the session is, so it needs no backend. The answers are the CLI's (PROTOCOL §8).
+    fn answer_detach(&mut self, method: &str, token: &[u8], out: &mut Outbox) {
+        let success = if method == "session.destroy" {
+            r#"{"success":false}"#
+        } else {
+            r#"{"success":true}"#
+        };
+        let size = out.write(Dest::Client, |b| reply::result(b, token, success));
+        self.tally
+            .add(Direction::BackendToClient, FrameKind::Response, size);
+        self.answered_here(Class::Detach, CallOutcome::Ok);
+    }
+
+    /// The client's own handshake ends here; its options are replayed to each backend.
+    fn handle_connect(
+        &mut self,
+        cx: &Context<'_>,
+        head: &Head,
+        body: &[u8],
+        token: &[u8],
+        out: &mut Outbox,
+    ) {
+        let params = head
+            .params
+            .and_then(|p| serde_json::from_slice::<&RawValue>(p.of(body)).ok());
+        let facts = connect::Facts::of(cx.snapshot).ok_or(ProxyError::NotLocated {
+            session: None,
+            why: Refusal::NoBackend,
+        });
+        let accepted = connect::parse(params)
+            .without_tokens()
+            .and_then(|options| facts.map(|facts| (connect::answer(&options, &facts), options)));
+        match accepted {
+            Ok((answer, options)) => {
+                self.connect = options;
+                let size = out.write(Dest::Client, |b| reply::result(b, token, &answer));
+                self.tally
+                    .add(Direction::BackendToClient, FrameKind::Response, size);
+                self.answered_here(Class::Connect, CallOutcome::Ok);
+            }
+            Err(error) => {
+                self.refuse(token, "connect", None, &error, out);
+                self.answered_here(Class::Connect, CallOutcome::ProxyError);
+            }
+        }
+    }
+
+    fn answered_here(&mut self, class: Class, outcome: CallOutcome) {
+        let took = Duration::ZERO;
+        let class = route::class_name(class);
+        self.outputs.push_back(Output::CallEnded {
+            class,
+            outcome,
+            took,
+        });
+    }
+
+    fn serve(
+        &mut self,
+        cx: &Context<'_>,
+        head: &Head,
+        frame: &Frame<'_>,
+        id: RequestId,
+        class: Class,
+        service: Service,
+    ) {
+        let body = frame.body();
+        let ticket = self.ticket();
+        let method = head
+            .method
+            .map(|m| m.get(body).into_owned())
+            .unwrap_or_default();
+        let params = head
+            .params
+            .map(|p| String::from_utf8_lossy(p.of(body)).into_owned());
+        let mut record = self.new_call(cx.now, class, &method);
+        record.place = Place::Served(ticket);
+        self.calls.insert(id, record);
+        self.outputs.push_back(Output::Serve(Serve {
+            ticket,
+            service,
+            method,
+            params,
+        }));
+    }
+
+    /// What the shell was asked to execute has ended.
+    pub fn handle_served(
+        &mut self,
+        cx: &Context<'_>,
+        ticket: u64,
+        served: &Served,
+        out: &mut Outbox,
+    ) {
+        // A cancelled call has its answer already.
+        let Some((id, call)) = self.drain_calls(|c| c.place == Place::Served(ticket)).pop() else {
+            return;
+        };
+        let mut token = Vec::with_capacity(40);
+        id.write(&mut token);
+        match served {
+            Served::Result(result) => {
+                let size = out.write(Dest::Client, |b| reply::result(b, &token, result));
+                self.tally
+                    .add(Direction::BackendToClient, FrameKind::Response, size);
+                self.call_ended(cx, &call, CallOutcome::Ok);
+            }
+            Served::Relayed(error) => {
+                let size = out.write(Dest::Client, |b| reply::relayed_error(b, &token, error));
+                self.tally
+                    .add(Direction::BackendToClient, FrameKind::Error, size);
+                self.call_ended(cx, &call, CallOutcome::BackendError);
+            }
+            Served::Failed(error) => self.answer_with_error(cx, &id, call, error, out),
+        }
+        self.close_if_quiet();
+    }
+
+    /// Notifications of the client never locate or reopen a session (DESIGN §3).
+    fn handle_notification(
+        &mut self,
+        cx: &Context<'_>,
+        head: &Head,
+        frame: Frame<'_>,
+        out: &mut Outbox,
+    ) {
+        let body = frame.body();
+        let Some(method) = &head.method else { return };
+        if route::classify(&method.get(body)) == Class::Cancel {
+            if let Some(id) = &head.places.cancel_id {
+                let id = RequestId::read(id, body);
+                self.cancel(cx, &id, frame, out);
+            }
+            return;
+        }
+        let Some(session) = &head.session else { return };
+        let Some(key) = self.by_session.get(&*session.get(body)).copied() else {
+            return;
+        };
+        let entry = &self.entries[key];
+        if let (true, Some(slot)) = (entry.attached, entry.slot) {
+            self.forward(cx, slot, None, frame, out);
+        }
+    }
+
+    /// A call that is still here is taken out and answered; one that is forwarded is its backend's
+    /// to cancel.
+    fn cancel(&mut self, cx: &Context<'_>, id: &RequestId, frame: Frame<'_>, out: &mut Outbox) {
+        let Some(call) = self.calls.get(id) else {
+            return;
+        };
+        let (place, session) = (call.place, call.session.clone());
+        if let Place::At(slot) = place {
+            let Some(upstream) = self.upstreams.get_mut(slot) else {
+                return;
+            };
+            let Some(at) = upstream
+                .waiting
+                .iter()
+                .position(|w| w.call.as_ref() == Some(id))
+            else {
+                self.forward(cx, slot, None, frame, out);
+                return;
+            };
+            let waiting = upstream.waiting.remove(at);
+            self.held_bytes -= waiting.body.len();
+            // It never left: its answer lets the send behind it pass.
+        }
+        if let Some(key) = session.and_then(|s| self.by_session.get(&s).copied()) {
+            let entry = &mut self.entries[key];
+            for queue in [&mut entry.held, &mut entry.sends] {
+                if let Some(at) = queue.iter().position(|held| held.call == *id)
+                    && let Some(held) = queue.remove(at)
+                {
+                    self.held_bytes -= held.body.len();
+                }
+            }
+        }
+        let unplaced = self
+            .questions
+            .iter()
+            .find_map(|(ticket, question)| match question {
+                Question::Call(held) if held.call == *id => Some((*ticket, held.body.len())),
+                Question::Call(_) | Question::Session(_) => None,
+            });
+        if let Some((ticket, size)) = unplaced {
+            self.questions.remove(&ticket);
+            self.held_bytes -= size;
+        }
+        self.fail(cx, id, &ProxyError::Cancelled, out);
+        self.close_if_quiet();
+    }
+
+    /// The client answers a request of a backend, under the id that we gave it. Answers to what is
+    /// no longer asked are dropped, as the CLI drops them.
+    fn handle_answer(&mut self, head: &Head, body: &[u8], out: &mut Outbox) {
+        let Some(id) = &head.id else { return };
+        let Some((asker, token)) = self.requests.take(&RequestId::read(id, body)) else {
+            return;
+        };
+        let span = id.token().range();
+        match asker {
+            Asker::Upstream(slot) => {
+                if self.upstreams.get(slot).is_some() {
+                    out.write(Dest::Upstream(slot), |b| swap_id(b, body, span, &token));
+                }
+            }
+            Asker::Provider(key) => {
+                let body = body.to_vec();
+                self.outputs.push_back(Output::ProviderAnswer {
+                    token: key,
+                    body,
+                    id: span,
+                });
+            }
+        }
+    }
+}
+
+/// Appends `body` with its header and another token where its id stands.
+pub(super) fn swap_id(out: &mut Vec<u8>, body: &[u8], id: Range<usize>, token: &[u8]) {
+    crate::core::frame::write_header(body.len() - id.len() + token.len(), out);
+    out.extend_from_slice(&body[..id.start]);
+    out.extend_from_slice(token);
+    out.extend_from_slice(&body[id.end..]);
+}
+
+/// The place where a request of this class names its session.
+fn session_of(class: Class, head: &Head) -> Option<Text> {
+    let places = &head.places;
+    if class == Class::Open {
+        head.session.or(places.options_session)
+    } else if class == Class::RemoteControl {
+        let named = places.to_session.or(places.expected);
+        named.or(places.expected_from).or(head.session)
+    } else {
+        head.session
+    }
+}
+
+/// What the CLI accepts as a session id (PROTOCOL §4). Anything else goes to any backend, which
+/// refuses it in its own words.
+pub fn is_session_id(text: &str) -> bool {
+    (1..=200).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Whether a call of this class starts something that would outlive the drain.
+fn starts_work(class: Class) -> bool {
+    matches!(
+        class,
+        Class::Create | Class::Resume | Class::Open | Class::Send(_) | Class::Fork
+    )
+}
+
+/// `params.message` of a ping, if it is a string.
+fn ping_message(params: &[u8]) -> Option<String> {
+    let params: serde_json::Value = serde_json::from_slice(params).ok()?;
+    params.get("message")?.as_str().map(str::to_owned)
+}

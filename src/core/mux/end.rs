@@ -1,0 +1,337 @@
+//! Endings: of an upstream connection, of the client's, of Taxiway itself. Who is told what, and
+//! what becomes of everything that was under way.
+
+use std::collections::VecDeque;
+
+use super::{
+    Asker, Context, Life, MAX_ATTEMPTS, Mux, Output,
+    calls::Place,
+    outbox::Outbox,
+    session::Held,
+    upstream::{Phase, SlotId, Waiting},
+};
+use crate::core::{
+    event::{CallOutcome, ClosedBy, Event, TurnOutcome},
+    id::{BackendName, SessionId},
+    idmap::BackendRequests,
+    locate::Refusal,
+    reply::{LostBy, ProxyError},
+};
+
+impl Mux {
+    /// Taxiway stops. No new work is taken; [`Output::Close`] comes when nothing runs any more.
+    pub fn handle_drain(&mut self) {
+        if self.life == Life::Open {
+            self.life = Life::Draining;
+            self.close_if_quiet();
+        }
+    }
+
+    /// The time to drain is over: what still runs is ended honestly.
+    pub fn handle_shutdown(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        if self.life == Life::Closed {
+            return;
+        }
+        for key in self.keys() {
+            self.lose_turn(cx, key, &LostBy::Shutdown, ClosedBy::Operator, out);
+        }
+        // First, so that an answered send does not let the next one out.
+        self.drop_queues();
+        for (id, call) in self.drain_calls(|_| true) {
+            // What is with a backend may have been executed: not to be repeated blindly.
+            let error = match call.at().and_then(|slot| self.backend_of(slot)) {
+                Some(backend) => {
+                    let method = call.method.as_str().to_owned();
+                    ProxyError::BackendLost {
+                        backend: backend.clone(),
+                        method,
+                    }
+                }
+                None => ProxyError::Draining,
+            };
+            self.answer_with_error(cx, &id, call, &error, out);
+        }
+        self.close("Taxiway is shutting down");
+    }
+
+    /// The client closed its side, or its connection broke. Like the CLI, that is the end: Node's
+    /// `stop()` waits for ours.
+    pub fn handle_client_closed(&mut self, cx: &Context<'_>) {
+        self.abandon(cx, ClosedBy::Client);
+        self.close("client closed");
+    }
+
+    /// Nobody is left to hear of calls and turns: they are only counted.
+    pub(super) fn abandon(&mut self, cx: &Context<'_>, by: ClosedBy) {
+        self.drop_queues();
+        for (_, call) in self.drain_calls(|_| true) {
+            self.call_ended(cx, &call, CallOutcome::Abandoned);
+            self.settle(cx, &call);
+        }
+        for key in self.keys() {
+            self.end_turn(cx, key, TurnOutcome::Lost, by);
+        }
+    }
+
+    /// Everything that waits here for something is dropped. Its calls stay in the table, as calls
+    /// that never left.
+    fn drop_queues(&mut self) {
+        for slot in self.upstreams.ids() {
+            let Some(upstream) = self.upstreams.get_mut(slot) else {
+                continue;
+            };
+            for Waiting { call, body } in upstream.waiting.drain(..) {
+                self.held_bytes -= body.len();
+                let Some(record) = call.and_then(|id| self.calls.get_mut(&id)) else {
+                    continue;
+                };
+                record.place = Place::Held;
+                upstream.calls -= 1;
+            }
+        }
+        for (_, entry) in &mut self.entries {
+            for held in entry.held.drain(..).chain(entry.sends.drain(..)) {
+                self.held_bytes -= held.body.len();
+            }
+            entry.gate = None;
+            entry.locating = None;
+        }
+        for (_, question) in self.questions.drain() {
+            if let super::place::Question::Call(held) = question {
+                self.held_bytes -= held.body.len();
+            }
+        }
+        self.gates.clear();
+    }
+
+    /// The end of this machine. Calls and turns have been dealt with.
+    pub(super) fn close(&mut self, reason: &'static str) {
+        if self.life == Life::Closed {
+            return;
+        }
+        debug_assert!(
+            self.calls.is_empty(),
+            "every call is answered or abandoned first"
+        );
+        self.drop_queues();
+        self.life = Life::Closed;
+        // What nobody waits for must not be started, least of all a claim in the directory.
+        self.outputs.retain(|output| {
+            !matches!(
+                output,
+                Output::Locate(_) | Output::Serve(_) | Output::Connect { .. }
+            )
+        });
+        for key in self.keys() {
+            let entry = self.entries.remove(key);
+            if entry.claimed {
+                self.outputs.push_back(Output::Release(entry.id));
+            }
+        }
+        self.by_session.clear();
+        self.claimed = 0;
+        for slot in self.upstreams.ids() {
+            self.part_with(slot);
+        }
+        self.requests = BackendRequests::default();
+        self.partial_since = None;
+        self.outputs.push_back(Output::Close { reason });
+    }
+
+    pub(super) fn close_if_quiet(&mut self) {
+        if self.life == Life::Draining && self.calls.is_empty() && self.open_turns() == 0 {
+            self.close("drained");
+        }
+    }
+
+    /// Closes an upstream connection that nothing needs.
+    pub(super) fn part_with(&mut self, slot: SlotId) {
+        self.upstreams.remove(slot);
+        self.requests.forget(Asker::Upstream(slot));
+        for (_, entry) in &mut self.entries {
+            if entry.slot == Some(slot) {
+                entry.slot = None;
+            }
+        }
+        self.outputs.push_back(Output::CloseUpstream { slot });
+    }
+
+    /// The backend broke the protocol: nothing it says from here on can be trusted.
+    pub(super) fn violated(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        what: &'static str,
+        out: &mut Outbox,
+    ) {
+        let Some(upstream) = self.upstreams.get_mut(slot) else {
+            return;
+        };
+        upstream.in_frame = false;
+        let backend = upstream.backend.clone();
+        self.outputs.push_back(Output::Violation { backend, what });
+        self.outputs.push_back(Output::CloseUpstream { slot });
+        self.handle_upstream_closed(cx, slot, what, out);
+    }
+
+    /// An upstream connection could not be made, or has ended. Safe to call for a slot that is
+    /// gone already.
+    pub fn handle_upstream_closed(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        why: &'static str,
+        out: &mut Outbox,
+    ) {
+        let Some(upstream) = self.upstreams.remove(slot) else {
+            return;
+        };
+        let backend = upstream.backend;
+        self.requests.forget(Asker::Upstream(slot));
+        if upstream.in_frame {
+            let what = "closed the connection in the middle of a frame";
+            self.outputs.push_back(Output::Violation {
+                backend: backend.clone(),
+                what,
+            });
+        }
+        let reached = upstream.phase == Phase::Ready;
+        if !reached {
+            self.outputs.push_back(Output::Unreachable {
+                backend: backend.clone(),
+            });
+        }
+
+        let mut turns = 0;
+        let mut unsent = Vec::new();
+        for key in self.keys() {
+            let entry = &self.entries[key];
+            let ours = entry.slot == Some(slot);
+            let gate_at = entry
+                .gate
+                .as_ref()
+                .map(|gate| self.calls.get(&gate.call)?.at());
+            // A send may be under way where its session is not any more, and the other way round.
+            let sends_end = match gate_at.flatten() {
+                Some(at) if at == slot => ours || !reached,
+                Some(_) => false,
+                None => ours,
+            };
+            if ours {
+                turns += usize::from(entry.turn.as_ref().is_some_and(|turn| turn.confirmed));
+                let cause = LostBy::Backend(backend.clone());
+                self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
+                let entry = &mut self.entries[key];
+                entry.slot = None;
+                entry.attached = false;
+                entry.attaching = 0;
+                entry.turn = None;
+            }
+            if sends_end {
+                self.gates.retain(|(_, k)| *k != key);
+                let entry = &mut self.entries[key];
+                entry.gate = None;
+                let sends = std::mem::take(&mut entry.sends);
+                self.held_bytes -= sends.iter().map(|held| held.body.len()).sum::<usize>();
+                unsent.push((entry.id.clone(), sends));
+            }
+            if ours {
+                self.release(key);
+            }
+        }
+
+        // What never left is in `waiting` and sets out anew; of what left nobody knows.
+        let lost = if reached {
+            self.drain_calls(|call| call.at() == Some(slot))
+        } else {
+            Vec::new()
+        };
+        let calls = lost.len();
+        for (id, call) in lost {
+            let method = call.method.as_str().to_owned();
+            let error = ProxyError::BackendLost {
+                backend: backend.clone(),
+                method,
+            };
+            self.answer_with_error(cx, &id, call, &error, out);
+        }
+        if reached {
+            self.outputs.push_back(Output::Event(Event::UpstreamLost {
+                connection: self.id,
+                backend: backend.clone(),
+                calls,
+                turns,
+                reason: why.into(),
+            }));
+        }
+        self.set_out_again(cx, upstream.waiting, unsent, &backend, out);
+        for key in self.keys() {
+            self.settle_entry(key);
+        }
+        self.close_if_quiet();
+    }
+
+    /// Calls that never left set out anew, in the order written: those that waited for the
+    /// handshake, then the sends behind them, then what was held for the next location anyway.
+    fn set_out_again(
+        &mut self,
+        cx: &Context<'_>,
+        waiting: Vec<Waiting>,
+        unsent: Vec<(SessionId, VecDeque<Held>)>,
+        unreachable: &BackendName,
+        out: &mut Outbox,
+    ) {
+        let mut again: Vec<(SessionId, Vec<Held>)> = Vec::new();
+        for Waiting { call, body } in waiting {
+            self.held_bytes -= body.len();
+            // Notifications of the client are only for where a session is.
+            let Some(id) = call else { continue };
+            let Some(record) = self.calls.get_mut(&id) else {
+                continue;
+            };
+            record.place = Place::Held;
+            record.avoided.push(unreachable.clone());
+            let body = match record.fallback.take() {
+                Some(original) => {
+                    self.held_bytes -= original.len();
+                    original.into_vec()
+                }
+                None => body,
+            };
+            let held = Held {
+                purpose: super::calls::Call::purpose(record.class),
+                body,
+                since: record.since,
+                call: id,
+            };
+            let session = record.session.clone();
+            if record.avoided.len() >= MAX_ATTEMPTS {
+                let why = Refusal::Unreachable(unreachable.clone());
+                self.fail(
+                    cx,
+                    &held.call,
+                    &ProxyError::NotLocated { session, why },
+                    out,
+                );
+                continue;
+            }
+            match session {
+                Some(session) => match again.iter_mut().find(|(s, _)| *s == session) {
+                    Some((_, list)) => list.push(held),
+                    None => again.push((session, vec![held])),
+                },
+                None => self.place_call(held),
+            }
+        }
+        for (session, sends) in unsent {
+            match again.iter_mut().find(|(s, _)| *s == session) {
+                Some((_, list)) => list.extend(sends),
+                None if sends.is_empty() => {}
+                None => again.push((session, sends.into())),
+            }
+        }
+        for (session, list) in again {
+            self.requeue(session, list);
+        }
+    }
+}

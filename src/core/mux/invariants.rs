@@ -1,0 +1,162 @@
+//! What must always be true of a machine between two handlers; for tests and the simulation.
+
+use super::{Life, Mux, calls::Place, place::Question};
+
+impl Mux {
+    /// Looks at everything.
+    ///
+    /// # Panics
+    /// If something is not as it must be.
+    pub fn check_invariants(&self) {
+        self.check_entries();
+        self.check_upstreams();
+        self.check_held();
+        if self.life == Life::Closed {
+            assert!(self.entries.is_empty() && self.upstreams.iter().next().is_none());
+            assert!(self.calls.is_empty() && self.questions.is_empty() && self.requests.is_empty());
+            assert!(self.partial_since.is_none());
+        }
+    }
+
+    fn check_entries(&self) {
+        let claimed = self.entries.iter().filter(|(_, e)| e.claimed).count();
+        assert_eq!(claimed, self.claimed, "claimed sessions");
+        assert_eq!(
+            self.by_session.len(),
+            self.entries.len(),
+            "index of sessions"
+        );
+        for (key, entry) in &self.entries {
+            let id = &entry.id;
+            assert_eq!(self.by_session.get(id), Some(&key), "{id} is indexed");
+            assert!(!entry.is_spent(), "{id}: a spent entry stays");
+            assert!(
+                !entry.is_here() || entry.slot.is_some(),
+                "{id}: attached nowhere"
+            );
+            assert!(
+                !entry.claimed || entry.is_here() || entry.locating.is_some(),
+                "{id}: claimed for nothing"
+            );
+            assert!(
+                !entry.is_here() || entry.claimed,
+                "{id}: attached without a claim"
+            );
+            assert!(
+                entry.held.is_empty() || entry.locating.is_some(),
+                "{id}: held for nothing"
+            );
+            assert!(
+                entry.sends.is_empty() || entry.gate.is_some() || entry.awaits_attach(),
+                "{id}: sends wait for nothing"
+            );
+            assert!(
+                entry.turn.is_none() || entry.is_here(),
+                "{id}: a turn out of hearing"
+            );
+            if let Some(slot) = entry.slot {
+                assert!(
+                    self.upstreams.get(slot).is_some(),
+                    "{id}: a slot that is gone"
+                );
+            }
+            let attaching = self.calls.count(|c| {
+                c.attaches()
+                    && c.session.as_ref() == Some(id)
+                    && c.at() == entry.slot
+                    && entry.slot.is_some()
+            });
+            assert_eq!(attaching, entry.attaching as usize, "{id}: attaching");
+            if let Some(gate) = &entry.gate {
+                assert!(
+                    gate.until.is_some() || self.calls.contains(&gate.call),
+                    "{id}: a gate that nothing opens"
+                );
+                let listed = self
+                    .gates
+                    .iter()
+                    .find(|(_, k)| *k == key)
+                    .map(|(at, _)| *at);
+                assert_eq!(listed, gate.until, "{id}: when the gate opens");
+            }
+            if let Some((ticket, _)) = entry.locating {
+                let asked = self.questions.get(&ticket);
+                assert!(
+                    matches!(asked, Some(Question::Session(k)) if *k == key),
+                    "{id}: asked"
+                );
+            }
+        }
+        let timed = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.gate.as_ref().is_some_and(|gate| gate.until.is_some()));
+        assert_eq!(timed.count(), self.gates.len(), "gates with a time limit");
+    }
+
+    fn check_upstreams(&self) {
+        for (slot, upstream) in self.upstreams.iter() {
+            let name = &upstream.backend;
+            let same = self
+                .upstreams
+                .iter()
+                .filter(|(_, u)| u.backend == *name)
+                .count();
+            assert_eq!(same, 1, "upstream connections to {name}");
+            let calls = self.calls.count(|c| c.at() == Some(slot));
+            assert_eq!(calls, upstream.calls, "calls of {name}");
+            let attached = self
+                .entries
+                .iter()
+                .filter(|(_, e)| e.slot == Some(slot) && e.is_here())
+                .count();
+            assert_eq!(attached, upstream.attached, "attached at {name}");
+            assert_eq!(
+                upstream.idle_since.is_some(),
+                upstream.is_idle(),
+                "{name}: idle"
+            );
+            for call in upstream.waiting.iter().filter_map(|w| w.call.as_ref()) {
+                let at = self.calls.get(call).and_then(super::calls::Call::at);
+                assert_eq!(at, Some(slot), "{name}: {} waits", call.token());
+            }
+        }
+    }
+
+    /// Each call that is held is held in one place, and every byte is counted.
+    fn check_held(&self) {
+        let unplaced = self
+            .questions
+            .values()
+            .filter_map(|question| match question {
+                Question::Call(held) => Some(held),
+                Question::Session(_) => None,
+            });
+        let mut bytes = 0;
+        let mut count = 0;
+        let queues = self
+            .entries
+            .iter()
+            .flat_map(|(_, e)| e.held.iter().chain(&e.sends));
+        for held in queues.chain(unplaced) {
+            bytes += held.body.len();
+            count += 1;
+            let place = self.calls.get(&held.call).map(|c| c.place);
+            assert_eq!(place, Some(Place::Held), "{} is held", held.call.token());
+        }
+        assert_eq!(
+            self.calls.count(|c| c.place == Place::Held),
+            count,
+            "calls held"
+        );
+        let waiting = self.upstreams.iter().flat_map(|(_, u)| &u.waiting);
+        bytes += waiting.map(|w| w.body.len()).sum::<usize>();
+        bytes += self
+            .calls
+            .iter()
+            .filter_map(|(_, c)| c.fallback.as_ref())
+            .map(|b| b.len())
+            .sum::<usize>();
+        assert_eq!(bytes, self.held_bytes, "bytes held");
+    }
+}

@@ -1,0 +1,384 @@
+//! The multiplexer: one machine per client connection, which routes each of its sessions to a
+//! backend by itself and gives every answer back under the right id.
+//!
+//! Four kinds of method: getters; `handle_*` for what came from a socket, a timer or the shell;
+//! `poll_*` for what the shell is to do; nothing else changes it. Bytes to write go into the
+//! [`Outbox`] that each handler is given, everything else comes out of [`Mux::poll_output`]. After
+//! every handler the shell writes the outbox, drains `poll_output`, and arms `poll_timeout`.
+//!
+//! It opens no socket, reads no clock, asks no backend, and knows neither the directory nor the
+//! pool's health beyond what its [`Context`] and the answers of the shell say.
+
+mod backend;
+mod calls;
+mod client;
+mod end;
+mod invariants;
+mod outbox;
+mod output;
+mod place;
+mod session;
+mod turn;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ahash::RandomState;
+use slab::Slab;
+
+use self::{calls::Call, place::Question, session::Entry, upstream::Upstreams};
+pub use self::{
+    client::is_session_id,
+    outbox::{Dest, Outbox},
+    output::{Locate, Located, Output, Serve, Served, Service, Tally},
+    upstream::SlotId,
+};
+use super::{
+    connect,
+    event::{ClosedBy, Direction, Event, FrameKind},
+    frame::{Cutter, FrameLimits},
+    id::{BackendName, ConnectionId, SessionId},
+    idmap::{BackendRequests, Calls},
+    reply::{self, ProxyError},
+    snapshot::Snapshot,
+};
+
+/// An upstream connection that nothing needs is closed after this long (DESIGN §3).
+const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
+
+/// Connect and handshake with a backend that is up take about a millisecond (PROTOCOL §9).
+const UPSTREAM_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often a call may set out for a backend that turns out to be unreachable.
+const MAX_ATTEMPTS: usize = 3;
+
+/// Beyond this many bytes of frames held here the client is not read any further.
+const HELD_HIGH: usize = 1024 * 1024;
+
+/// Requests of backends that the client has not answered yet; beyond it a backend is told so.
+const MAX_BACKEND_REQUESTS: usize = 4096;
+
+/// Largest frame taken from a backend. The CLI itself has no limit (a 136 MB answer was seen).
+pub const BACKEND_FRAME: usize = 512 * 1024 * 1024;
+
+/// What `session.create` does on the id of a closed session that has history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CreateExisting {
+    /// Reopen it with the same params, answer as create.
+    Resume,
+    /// Pass it on: the CLI starts an empty history over the old one.
+    Pass,
+    /// Refuse.
+    Reject,
+}
+
+/// The part of the configuration that the machine obeys.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bounds of a client's frames.
+    pub frame: FrameLimits,
+    /// From a frame's first byte to its last.
+    pub frame_timeout: Duration,
+    /// From accept to the first complete frame.
+    pub handshake_timeout: Duration,
+    /// Calls that may await an answer.
+    pub calls: usize,
+    /// Sessions that may be attached.
+    pub sessions: usize,
+    /// Create on an existing id.
+    pub create_existing: CreateExisting,
+}
+
+/// What a handler may look at besides its own state.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Monotonic now.
+    pub now: Instant,
+    /// Wall clock, for time stamps inside answers.
+    pub wall: SystemTime,
+    /// The pool.
+    pub snapshot: &'a Snapshot,
+    /// The configuration.
+    pub settings: &'a Settings,
+}
+
+/// Who sent a request to the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asker {
+    Upstream(SlotId),
+    Provider(u64),
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Life {
+    Open,
+    /// Taxiway stops: no new work, closes when nothing runs.
+    Draining,
+    Closed,
+}
+
+/// The machine of one client connection.
+#[derive(Debug)]
+pub struct Mux {
+    id: ConnectionId,
+    peer: SocketAddr,
+    life: Life,
+    cutter: Cutter,
+    /// Since when a frame of the client is incomplete; from the start for the first one.
+    partial_since: Option<Instant>,
+    greeted: bool,
+    connect: connect::Options,
+    calls: Calls<Call>,
+    requests: BackendRequests<Asker>,
+    upstreams: Upstreams,
+    entries: Slab<Entry>,
+    by_session: HashMap<SessionId, usize, RandomState>,
+    /// What waits for the shell's answer to a [`Locate`], by ticket.
+    questions: HashMap<u64, Question, RandomState>,
+    /// Sessions counted in the directory for this connection.
+    claimed: usize,
+    /// Gates with a time limit: when, and whose. As many as sessions with such a gate.
+    gates: Vec<(Instant, usize)>,
+    /// Bytes of all bodies kept here: held, waiting for a handshake, or to fall back on.
+    held_bytes: usize,
+    next_ticket: u64,
+    next_serial: u64,
+    next_reference: u64,
+    outputs: VecDeque<Output>,
+    tally: Tally,
+}
+
+impl Mux {
+    /// The machine of a connection that was just accepted from `peer`.
+    pub fn new(id: ConnectionId, peer: SocketAddr, now: Instant, settings: &Settings) -> Self {
+        Self {
+            id,
+            peer,
+            life: Life::Open,
+            cutter: Cutter::new(settings.frame),
+            partial_since: Some(now),
+            greeted: false,
+            connect: connect::Options::default(),
+            calls: Calls::default(),
+            requests: BackendRequests::default(),
+            upstreams: Upstreams::default(),
+            entries: Slab::new(),
+            by_session: HashMap::default(),
+            questions: HashMap::default(),
+            claimed: 0,
+            gates: Vec::new(),
+            held_bytes: 0,
+            next_ticket: 0,
+            next_serial: 0,
+            next_reference: 0,
+            outputs: VecDeque::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    // Getters.
+
+    /// Whose machine this is.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Whether more bytes of the client may be handed in: not while a lot is held here.
+    pub fn wants_client_input(&self) -> bool {
+        self.held_bytes + self.calls.id_bytes() < HELD_HIGH && self.life != Life::Closed
+    }
+
+    /// Turns that run on this connection.
+    pub fn open_turns(&self) -> usize {
+        self.entries
+            .iter()
+            .filter(|(_, e)| e.turn.is_some())
+            .count()
+    }
+
+    /// Calls that await an answer.
+    pub fn open_calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// The backend that a slot is for.
+    pub fn backend_of(&self, slot: SlotId) -> Option<&BackendName> {
+        self.upstreams.get(slot).map(|u| &u.backend)
+    }
+
+    /// Whether the end has come; nothing is handled any more.
+    pub fn is_closed(&self) -> bool {
+        self.life == Life::Closed
+    }
+
+    // Polling.
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Frames and bytes since the last call.
+    pub fn poll_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
+    /// When [`Mux::handle_timeout`] is due; never once closed.
+    pub fn poll_timeout(&self, settings: &Settings) -> Option<Instant> {
+        let partial = self
+            .partial_since
+            .map(|since| since + self.patience(settings));
+        let gates = self.gates.iter().map(|(at, _)| *at);
+        let slots = self.upstreams.iter().filter_map(|(_, u)| {
+            u.deadline
+                .into_iter()
+                .chain(u.idle_since.map(|at| at + UPSTREAM_IDLE))
+                .min()
+        });
+        partial.into_iter().chain(gates).chain(slots).min()
+    }
+
+    fn patience(&self, settings: &Settings) -> Duration {
+        if self.greeted {
+            settings.frame_timeout
+        } else {
+            settings.handshake_timeout
+        }
+    }
+
+    // Events that belong to neither side's frames.
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        if self
+            .partial_since
+            .is_some_and(|since| cx.now >= since + self.patience(cx.settings))
+        {
+            self.refuse_slowness(cx, out);
+            return;
+        }
+        while let Some(key) = self
+            .gates
+            .iter()
+            .find(|(at, _)| *at <= cx.now)
+            .map(|(_, key)| *key)
+        {
+            self.open_gate(cx, key, out);
+        }
+        for slot in self.upstreams.ids() {
+            let Some(upstream) = self.upstreams.get(slot) else {
+                continue;
+            };
+            if upstream.deadline.is_some_and(|at| at <= cx.now) {
+                self.outputs.push_back(Output::CloseUpstream { slot });
+                self.handle_upstream_closed(cx, slot, "no answer to connect in time", out);
+            } else if upstream
+                .idle_since
+                .is_some_and(|at| at + UPSTREAM_IDLE <= cx.now)
+            {
+                self.part_with(slot);
+            }
+        }
+    }
+
+    /// The first frame, or the rest of one, took too long.
+    fn refuse_slowness(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        let (limit, reason) = if self.greeted {
+            (
+                "limits.frame_timeout",
+                "a frame did not complete within limits.frame_timeout",
+            )
+        } else {
+            (
+                "listener.handshake_timeout",
+                "no frame within listener.handshake_timeout",
+            )
+        };
+        let value = self.patience(cx.settings).as_millis() as u64;
+        self.limit_hit(limit);
+        self.refuse(
+            reply::NULL_ID,
+            "",
+            None,
+            &ProxyError::LimitExceeded { limit, value },
+            out,
+        );
+        self.abandon(cx, ClosedBy::Proxy);
+        self.close(reason);
+    }
+
+    /// The shell does not read the client now, because something here or behind is full: the time
+    /// that a frame takes is not the client's fault.
+    pub fn handle_client_unread(&mut self, now: Instant) {
+        if let Some(since) = self.partial_since.as_mut().filter(|_| self.greeted) {
+            *since = now;
+        }
+    }
+
+    /// A `session.lifecycle` notification of some backend, framed: every client hears of every
+    /// session that it may see, wherever it lives, once. So those that come over this client's own
+    /// upstream connections are swallowed.
+    pub fn handle_lifecycle(&mut self, frame: &[u8], out: &mut Outbox) {
+        if self.life != Life::Closed {
+            self.tally.add(
+                Direction::BackendToClient,
+                FrameKind::Notification,
+                frame.len(),
+            );
+            out.write(Dest::Client, |b| b.extend_from_slice(frame));
+        }
+    }
+
+    fn keys(&self) -> Vec<usize> {
+        self.entries.iter().map(|(key, _)| key).collect()
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// The next log reference: unique within this process, since connection ids are.
+    fn reference(&mut self) -> u64 {
+        self.next_reference += 1;
+        (self.id.0 << 20) | (self.next_reference & 0xf_ffff)
+    }
+
+    fn limit_hit(&mut self, limit: &'static str) {
+        let connection = Some(self.id);
+        self.outputs
+            .push_back(Output::Event(Event::LimitHit { connection, limit }));
+    }
+
+    /// Answers a frame with an error of our own; `id` is a JSON token.
+    fn refuse(
+        &mut self,
+        id: &[u8],
+        method: &str,
+        session: Option<SessionId>,
+        error: &ProxyError,
+        out: &mut Outbox,
+    ) {
+        let reference = self.reference();
+        let size = out.write(Dest::Client, |b| reply::error(b, id, error, reference));
+        self.tally
+            .add(Direction::BackendToClient, FrameKind::Error, size);
+        self.outputs.push_back(Output::Event(Event::ErrorAnswered {
+            reference,
+            connection: self.id,
+            method: Arc::from(method),
+            session,
+            code: error.code(),
+            message: Arc::from(error.to_string()),
+        }));
+    }
+}

@@ -1,0 +1,200 @@
+//! What the multiplexer asks of the shell and what it is told: values only.
+
+use std::time::Duration;
+
+use super::upstream::SlotId;
+use crate::core::{
+    event::{CallOutcome, Direction, Event, FrameKind, PlacementReason, TurnRecord},
+    id::{BackendName, SessionId},
+    locate::Purpose,
+    reply::ProxyError,
+    route::{Aggregate, IdsArray, Provider, Spread},
+};
+
+/// A question to the shell: which backend?
+#[derive(Clone, Debug)]
+pub struct Locate {
+    /// Names the answer: [`Mux::handle_located`].
+    pub ticket: u64,
+    /// The session; none for calls that any backend may serve and for create without an id.
+    pub session: Option<SessionId>,
+    /// What for.
+    pub purpose: Purpose,
+    /// Backends that were just found to be unreachable.
+    pub avoid: Vec<BackendName>,
+}
+
+/// The answer to [`Locate`].
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// Where. If the purpose attaches, the directory counts this connection there already.
+    pub backend: BackendName,
+    /// How it was chosen.
+    pub reason: PlacementReason,
+    /// The session has history on disk.
+    pub has_history: bool,
+}
+
+/// A call that the shell executes over control connections: [`Mux::handle_served`].
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// Names the answer.
+    pub ticket: u64,
+    /// What it is.
+    pub service: Service,
+    /// The method as the client wrote it.
+    pub method: String,
+    /// Its params as JSON text, if they were an object.
+    pub params: Option<String>,
+}
+
+/// Kinds of [`Serve`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Service {
+    /// One merged answer of all.
+    Aggregate(Aggregate),
+    /// Split by owner, joined.
+    IdsArray(IdsArray),
+    /// To all, or to one where the disk is shared.
+    ServerWide(Spread),
+    /// A process-wide place.
+    Provider(Provider),
+    /// An answer to a provider's request, by `params.requestId`.
+    ByRequestId,
+}
+
+/// How a [`Serve`] ended.
+#[derive(Clone, Debug)]
+pub enum Served {
+    /// A JSON value.
+    Result(String),
+    /// A backend's error object as JSON text.
+    Relayed(String),
+    /// Our own.
+    Failed(ProxyError),
+}
+
+/// What the shell is to do, besides writing.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "few are alive at a time")]
+pub enum Output {
+    /// Connect to a backend for this slot; then [`Mux::handle_upstream_connected`] or
+    /// [`Mux::handle_upstream_closed`].
+    Connect {
+        #[allow(missing_docs)]
+        slot: SlotId,
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// Close the socket of this slot, once what was written to it is flushed.
+    CloseUpstream {
+        #[allow(missing_docs)]
+        slot: SlotId,
+    },
+    /// Find out where.
+    Locate(Locate),
+    /// Execute.
+    Serve(Serve),
+    /// The client answered a provider's request: the whole body, with the id as the client sees it.
+    ProviderAnswer {
+        /// As given to [`Mux::handle_provider_request`].
+        token: u64,
+        /// The answer's body; its `id` is to be replaced.
+        body: Vec<u8>,
+        /// Where the id's token stands in it.
+        id: std::ops::Range<usize>,
+    },
+    /// This connection is no longer attached to the session.
+    Release(SessionId),
+    /// The session was created by the backend under an id of its own choice: count this
+    /// connection as attached there.
+    Adopt {
+        #[allow(missing_docs)]
+        session: SessionId,
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// The session is closed for everybody; on this backend only, if one is named.
+    Closed {
+        #[allow(missing_docs)]
+        session: SessionId,
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// The session was deleted.
+    Deleted(SessionId),
+    /// The session has had a turn, so this backend's disk has it.
+    History {
+        #[allow(missing_docs)]
+        session: SessionId,
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// A turn began.
+    TurnBegan(SessionId),
+    /// A turn ended; to be recorded if this connection is the one that reports it.
+    TurnEnded(Box<TurnRecord>),
+    /// A backend could not be reached, or did not complete the handshake.
+    Unreachable {
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// A backend broke the protocol.
+    Violation {
+        #[allow(missing_docs)]
+        backend: BackendName,
+        #[allow(missing_docs)]
+        what: &'static str,
+    },
+    /// One call was answered: class label, outcome, time since it came.
+    CallEnded {
+        #[allow(missing_docs)]
+        class: &'static str,
+        #[allow(missing_docs)]
+        outcome: CallOutcome,
+        #[allow(missing_docs)]
+        took: Duration,
+    },
+    /// Something to log and count.
+    Event(Event),
+    /// Write what is in the outbox, then close the client's connection.
+    Close {
+        /// For people and the log.
+        reason: &'static str,
+    },
+}
+
+/// Frames and bytes since the shell last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    frames: [[u64; 5]; 2],
+    bytes: [u64; 2],
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, direction: Direction, kind: FrameKind, bytes: usize) {
+        let d = usize::from(direction == Direction::BackendToClient);
+        self.frames[d][Self::column(kind)] += 1;
+        self.bytes[d] += bytes as u64;
+    }
+
+    fn column(kind: FrameKind) -> usize {
+        match kind {
+            FrameKind::Request => 0,
+            FrameKind::Notification => 1,
+            FrameKind::Response => 2,
+            FrameKind::Error => 3,
+            FrameKind::Invalid => 4,
+        }
+    }
+
+    /// Frames of this kind that went this way.
+    pub fn frames(&self, direction: Direction, kind: FrameKind) -> u64 {
+        self.frames[usize::from(direction == Direction::BackendToClient)][Self::column(kind)]
+    }
+
+    /// Bytes of whole frames that went this way.
+    pub fn bytes(&self, direction: Direction) -> u64 {
+        self.bytes[usize::from(direction == Direction::BackendToClient)]
+    }
+}

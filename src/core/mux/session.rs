@@ -1,0 +1,160 @@
+//! One session as one client connection sees it: where it is, the order of its sends, its turn.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::upstream::SlotId;
+use crate::core::{event::TurnOutcome, id::SessionId, idmap::RequestId, locate::Purpose};
+
+/// A send behind one that answers only at its turn's end waits at most this long (DESIGN §3:
+/// else steering would wait for the turn that it wants to steer).
+pub(super) const STEERING_WAIT: Duration = Duration::from_millis(250);
+
+/// A request that is not forwarded yet.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) call: RequestId,
+    pub(super) purpose: Purpose,
+    pub(super) body: Vec<u8>,
+    pub(super) since: Instant,
+}
+
+/// What opens a gate, besides the response of the send that closed it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Opener {
+    /// Nothing: the response comes at once.
+    Response,
+    /// The turn takes up a message, or [`STEERING_WAIT`] is over: the response comes at the turn's
+    /// end.
+    Steering,
+}
+
+/// Closed while a send is under way; the next one passes when it opens.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// The send that closed it.
+    pub(super) call: RequestId,
+    pub(super) opener: Opener,
+    /// Opens at the latest then; set once the send has left.
+    pub(super) until: Option<Instant>,
+}
+
+/// What is counted of a running turn.
+#[derive(Debug)]
+pub(super) struct Turn {
+    /// Its send was accepted, or an event of it came.
+    pub(super) confirmed: bool,
+    pub(super) since: Instant,
+    pub(super) queued: Duration,
+    pub(super) first_event: Option<Instant>,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    pub(super) failed: bool,
+    /// Message ids of sends that were acknowledged, but not seen as `user.message` yet.
+    pub(super) unseen: Vec<String>,
+    pub(super) trace_id: Option<String>,
+}
+
+impl Turn {
+    pub(super) fn new(since: Instant, queued: Duration) -> Self {
+        Self {
+            confirmed: false,
+            since,
+            queued,
+            first_event: None,
+            events: 0,
+            bytes: 0,
+            failed: false,
+            unseen: Vec::new(),
+            trace_id: None,
+        }
+    }
+
+    /// How it ended, given whether `session.idle` said `aborted`.
+    pub(super) fn outcome(&self, aborted: bool) -> TurnOutcome {
+        match (aborted, self.failed) {
+            (true, _) => TurnOutcome::Aborted,
+            (false, true) => TurnOutcome::Error,
+            (false, false) => TurnOutcome::Ok,
+        }
+    }
+}
+
+/// One session of one client connection.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: SessionId,
+    /// The upstream connection that serves it, once located.
+    pub(super) slot: Option<SlotId>,
+    /// Create or resume succeeded on that upstream connection.
+    pub(super) attached: bool,
+    /// Creates and resumes awaiting their answer from that upstream connection.
+    pub(super) attaching: u32,
+    /// How often an attach has succeeded: "not found" about an earlier one says nothing.
+    pub(super) attachments: u32,
+    /// The directory counts this connection among the session's holders.
+    pub(super) claimed: bool,
+    /// The question that is out: where is it?
+    pub(super) locating: Option<(u64, Purpose)>,
+    /// Requests that wait for the answer to that, in the order written.
+    pub(super) held: VecDeque<Held>,
+    pub(super) gate: Option<Gate>,
+    /// Sends that wait for the gate, or for the first attach.
+    pub(super) sends: VecDeque<Held>,
+    pub(super) turn: Option<Turn>,
+    /// Message id of the last `user.message`: its acknowledgement may come after it, even after
+    /// the whole turn.
+    pub(super) shown: Option<String>,
+}
+
+impl Entry {
+    pub(super) fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            slot: None,
+            attached: false,
+            attaching: 0,
+            attachments: 0,
+            claimed: false,
+            locating: None,
+            held: VecDeque::new(),
+            gate: None,
+            sends: VecDeque::new(),
+            turn: None,
+            shown: None,
+        }
+    }
+
+    /// Whether this connection hears the session, or will if all goes well.
+    pub(super) fn is_here(&self) -> bool {
+        self.attached || self.attaching > 0
+    }
+
+    /// The upstream connection over which it is heard.
+    pub(super) fn here_at(&self) -> Option<SlotId> {
+        self.slot.filter(|_| self.is_here())
+    }
+
+    /// Whether a send would reach the backend before the session is open there.
+    pub(super) fn awaits_attach(&self) -> bool {
+        !self.attached && self.attaching > 0
+    }
+
+    /// Whether an attach is under way or has been made, so that another one costs no new place.
+    pub(super) fn has_place(&self) -> bool {
+        self.claimed || self.held.iter().any(|held| held.purpose.attaches())
+    }
+
+    /// Whether nothing is left that needs the entry.
+    pub(super) fn is_spent(&self) -> bool {
+        !self.is_here()
+            && !self.claimed
+            && self.locating.is_none()
+            && self.held.is_empty()
+            && self.gate.is_none()
+            && self.sends.is_empty()
+            && self.turn.is_none()
+    }
+}

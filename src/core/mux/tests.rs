@@ -1,0 +1,17 @@
+//! The multiplexer between a fake client and fake backends, under a virtual clock.
+
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test picks the few outputs it is about"
+)]
+
+mod chunks;
+mod ends;
+mod input;
+mod loss;
+mod rig;
+mod routing;
+mod sends;
+mod sessions;
+mod simulation;
+mod turns;

@@ -1,0 +1,440 @@
+//! Turns and the order of sends: what drives them and what ends them.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Context, Mux, Output,
+    calls::Call,
+    client::Frame,
+    outbox::{Dest, Outbox},
+    session::{Gate, Held, Opener, STEERING_WAIT, Turn},
+    upstream::Phase,
+};
+use crate::core::{
+    event::{ClosedBy, TurnOutcome, TurnRecord},
+    id::BackendName,
+    idmap::RequestId,
+    locate::Purpose,
+    reply::{self, LostBy, Stamp},
+    route::{Class, SendKind},
+    scan::{self, Head},
+};
+
+impl Mux {
+    /// Forwards a send, or holds it behind the one before it.
+    pub(super) fn pass_send(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        (call, since): (RequestId, Instant),
+        frame: Frame<'_>,
+        trace_id: Option<String>,
+        out: &mut Outbox,
+    ) {
+        let entry = &mut self.entries[key];
+        if entry.gate.is_some() || !entry.sends.is_empty() || entry.awaits_attach() {
+            let held = Held {
+                call,
+                purpose: Purpose::Use,
+                body: frame.keep(),
+                since,
+            };
+            self.held_bytes += held.body.len();
+            entry.sends.push_back(held);
+        } else {
+            self.launch_send(cx, key, (call, since), frame, trace_id, out);
+        }
+    }
+
+    /// Forwards a send and closes the gate behind it.
+    fn launch_send(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        (call, since): (RequestId, Instant),
+        frame: Frame<'_>,
+        trace_id: Option<String>,
+        out: &mut Outbox,
+    ) {
+        let entry = &mut self.entries[key];
+        let Some(slot) = entry.slot else { return };
+        let opener = match self.calls.get(&call).map(|c| c.class) {
+            Some(Class::Send(SendKind::TurnEnd)) => Opener::Steering,
+            _ => Opener::Response,
+        };
+        entry.gate = Some(Gate {
+            call: call.clone(),
+            opener,
+            until: None,
+        });
+        // The end of a turn is told only to those who hear the session.
+        if entry.is_here() {
+            let queued = cx.now.saturating_duration_since(since);
+            let turn = entry.turn.get_or_insert_with(|| Turn::new(cx.now, queued));
+            if turn.trace_id.is_none() {
+                turn.trace_id = trace_id;
+            }
+        }
+        self.forward(cx, slot, Some(call), frame, out);
+        if self
+            .upstreams
+            .get(slot)
+            .is_some_and(|u| u.phase == Phase::Ready)
+        {
+            self.arm_gate(cx, key);
+        }
+    }
+
+    /// The send that closed this gate has left: for steering it opens after a while.
+    pub(super) fn arm_gate(&mut self, cx: &Context<'_>, key: usize) {
+        let Some(gate) = &mut self.entries[key].gate else {
+            return;
+        };
+        if gate.opener == Opener::Steering && gate.until.is_none() {
+            let until = cx.now + STEERING_WAIT;
+            gate.until = Some(until);
+            self.gates.push((until, key));
+        }
+    }
+
+    /// The send of `id` has its answer: the next one may pass.
+    pub(super) fn send_settled(
+        &mut self,
+        cx: &Context<'_>,
+        id: &RequestId,
+        call: &Call,
+        accepted: Option<(&Head, &[u8])>,
+        out: &mut Outbox,
+    ) {
+        let Class::Send(kind) = call.class else {
+            return;
+        };
+        let Some(key) = self.key_of(call) else { return };
+        match (accepted, kind) {
+            (Some((head, body)), SendKind::WaitFlag) => {
+                self.acknowledged(cx, key, call, head, body)
+            }
+            // Its events have told of the whole turn.
+            (Some(_), SendKind::TurnEnd) => {}
+            (None, _) => self.forget_unconfirmed(key),
+        }
+        let entry = &self.entries[key];
+        if entry.gate.as_ref().is_some_and(|gate| gate.call == *id) {
+            self.open_gate(cx, key, out);
+        }
+        self.settle_entry(key);
+    }
+
+    /// A send has failed: the turn that it was to start does not come, unless another send that is
+    /// under way starts it.
+    fn forget_unconfirmed(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if entry.turn.as_ref().is_none_or(|turn| turn.confirmed) {
+            return;
+        }
+        let under_way = self.calls.count(|call| {
+            matches!(call.class, Class::Send(_))
+                && call.at().is_some()
+                && call.session.as_ref() == Some(&entry.id)
+        });
+        if under_way == 0 {
+            entry.turn = None;
+        }
+    }
+
+    /// Lets the next held send of this session pass.
+    pub(super) fn open_gate(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        self.gates.retain(|(_, k)| *k != key);
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        entry.gate = None;
+        self.pass_next_send(cx, key, out);
+        self.settle_entry(key);
+    }
+
+    /// The first send that waits, if nothing holds it any more.
+    pub(super) fn pass_next_send(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        if entry.gate.is_some() || entry.awaits_attach() || entry.sends.is_empty() {
+            return;
+        }
+        if entry.slot.is_none() {
+            // Its backend was lost while a send was under way elsewhere.
+            let sends = Vec::from(std::mem::take(&mut entry.sends));
+            let session = entry.id.clone();
+            self.held_bytes -= sends.iter().map(|held| held.body.len()).sum::<usize>();
+            self.requeue(session, sends);
+            return;
+        }
+        let Some(Held {
+            call, body, since, ..
+        }) = entry.sends.pop_front()
+        else {
+            return;
+        };
+        self.held_bytes -= body.len();
+        if let Some(record) = self.calls.get_mut(&call) {
+            record.attachment = entry.attached.then_some(entry.attachments);
+        }
+        // Read again: few sends are ever held, so nothing is kept of their heads.
+        let head = scan::scan(&body).expect("it was scanned when it came");
+        let trace = trace_id(&head, &body);
+        self.launch_send(cx, key, (call, since), Frame::Kept(body), trace, out);
+    }
+
+    /// An event of a session, on its way to the client.
+    pub(super) fn note_event(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        kind: &[u8],
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
+        match kind {
+            b"user.message" | b"assistant.turn_start" => {
+                self.confirm_turn(cx.now, key);
+                self.count_event(cx.now, key, body.len());
+                if kind == b"user.message" {
+                    self.learn_history(key);
+                    self.note_shown(key, body);
+                    self.steer(cx, key, out);
+                }
+            }
+            b"pending_messages.modified" => {
+                self.count_event(cx.now, key, body.len());
+                self.steer(cx, key, out);
+            }
+            b"session.error" => {
+                if let Some(turn) = &mut self.entries[key].turn {
+                    turn.failed = true;
+                }
+                self.count_event(cx.now, key, body.len());
+            }
+            b"session.idle" => {
+                self.count_event(cx.now, key, body.len());
+                let aborted = memchr::memmem::find(body, br#""aborted":true"#).is_some();
+                if let Some(turn) = &self.entries[key].turn {
+                    let outcome = turn.outcome(aborted);
+                    let by = if aborted {
+                        ClosedBy::Client
+                    } else {
+                        ClosedBy::Backend
+                    };
+                    self.end_turn(cx, key, outcome, by);
+                    self.settle_entry(key);
+                }
+            }
+            _ => self.count_event(cx.now, key, body.len()),
+        }
+    }
+
+    fn count_event(&mut self, now: Instant, key: usize, bytes: usize) {
+        if let Some(turn) = &mut self.entries[key].turn {
+            turn.first_event.get_or_insert(now);
+            turn.events += 1;
+            turn.bytes += bytes as u64;
+        }
+    }
+
+    /// The running turn has taken up a message: a send behind one that answers at the turn's end
+    /// may pass now.
+    fn steer(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        if self.entries[key]
+            .gate
+            .as_ref()
+            .is_some_and(|gate| gate.opener == Opener::Steering)
+        {
+            self.open_gate(cx, key, out);
+        }
+    }
+
+    /// The turn that is expected, or one that nobody here has started, has begun.
+    fn confirm_turn(&mut self, now: Instant, key: usize) {
+        let entry = &mut self.entries[key];
+        let turn = entry
+            .turn
+            .get_or_insert_with(|| Turn::new(now, Duration::ZERO));
+        if !std::mem::replace(&mut turn.confirmed, true) {
+            self.outputs.push_back(Output::TurnBegan(entry.id.clone()));
+        }
+    }
+
+    fn learn_history(&mut self, key: usize) {
+        let entry = &self.entries[key];
+        if let Some(upstream) = entry.slot.and_then(|slot| self.upstreams.get(slot)) {
+            self.outputs.push_back(Output::History {
+                session: entry.id.clone(),
+                backend: upstream.backend.clone(),
+            });
+        }
+    }
+
+    /// The turn of this session is over.
+    pub(super) fn end_turn(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        outcome: TurnOutcome,
+        closed_by: ClosedBy,
+    ) {
+        let backend = self.entries[key]
+            .slot
+            .and_then(|slot| self.upstreams.get(slot))
+            .map_or_else(|| "".into(), |u| u.backend.clone());
+        self.record_turn(cx, key, backend, outcome, closed_by);
+    }
+
+    fn record_turn(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        backend: BackendName,
+        outcome: TurnOutcome,
+        closed_by: ClosedBy,
+    ) {
+        let Some(turn) = self.entries[key].turn.take().filter(|turn| turn.confirmed) else {
+            return;
+        };
+        let reference = self.reference();
+        let entry = &self.entries[key];
+        self.outputs
+            .push_back(Output::TurnEnded(Box::new(TurnRecord {
+                reference,
+                user: None,
+                session: entry.id.clone(),
+                backend,
+                client: self.peer,
+                queued: turn.queued,
+                first_event: turn
+                    .first_event
+                    .map(|at| at.saturating_duration_since(turn.since)),
+                duration: cx.now.saturating_duration_since(turn.since),
+                outcome,
+                closed_by,
+                events: turn.events,
+                bytes: turn.bytes,
+                trace_id: turn.trace_id,
+            })));
+    }
+
+    /// The turn of this session will not be ended by its backend any more: the client is told so,
+    /// in the events that it waits for (DESIGN §2, honest failure).
+    pub(super) fn lose_turn(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        cause: &LostBy,
+        closed_by: ClosedBy,
+        out: &mut Outbox,
+    ) {
+        let seed = u128::from(self.reference()) << 64 | u128::from(self.reference());
+        let entry = &self.entries[key];
+        if let Some(turn) = entry
+            .turn
+            .as_ref()
+            .filter(|t| t.confirmed && entry.attached)
+        {
+            let unseen: Vec<&str> = turn.unseen.iter().map(String::as_str).collect();
+            let stamp = Stamp {
+                id: spread(seed),
+                at: cx.wall,
+                parent: None,
+            };
+            let session = entry.id.as_str();
+            out.write(Dest::Client, |b| {
+                reply::turn_lost(b, session, cause, &unseen, &stamp)
+            });
+        }
+        match cause {
+            // Its upstream connection is gone already, and with it the way to its name.
+            LostBy::Backend(backend) => {
+                self.record_turn(cx, key, backend.clone(), TurnOutcome::Lost, closed_by);
+            }
+            LostBy::Shutdown | LostBy::Closed => {
+                self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
+            }
+        }
+    }
+
+    /// The backend has acknowledged a send: its turn runs, or will, unless it is over already.
+    fn acknowledged(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        call: &Call,
+        head: &Head,
+        body: &[u8],
+    ) {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Acknowledged {
+            message_id: String,
+        }
+        let message = head
+            .result
+            .and_then(|result| serde_json::from_slice::<Acknowledged>(result.of(body)).ok())
+            .map(|ack| ack.message_id);
+        let entry = &self.entries[key];
+        let news = message.filter(|id| entry.shown.as_ref() != Some(id));
+        // Without a turn it may be one that is over, or that a detach in between has ended.
+        let due = news.is_some() && call.attachment == Some(entry.attachments);
+        if !entry.is_here() || entry.turn.is_none() && !due {
+            return;
+        }
+        self.confirm_turn(cx.now, key);
+        if let (Some(turn), Some(message)) = (&mut self.entries[key].turn, news)
+            && turn.unseen.len() < MAX_UNSEEN
+        {
+            turn.unseen.push(message);
+        }
+    }
+
+    /// A `user.message` shows that the message it names is in the history.
+    fn note_shown(&mut self, key: usize, body: &[u8]) {
+        let entry = &mut self.entries[key];
+        entry.shown = message_id(body);
+        if let (Some(turn), Some(shown)) = (&mut entry.turn, &entry.shown) {
+            turn.unseen.retain(|id| id != shown);
+        }
+    }
+}
+
+/// How many acknowledged sends of one turn are named when it is lost.
+const MAX_UNSEEN: usize = 64;
+
+/// `"messageId":"…"` of a `user.message` event: off the hot path, once per prompt.
+fn message_id(body: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let id = value.pointer("/params/event/data/messageId")?.as_str()?;
+    Some(id.to_owned())
+}
+
+/// Appends a body with its header.
+pub(super) fn frame(out: &mut Vec<u8>, body: &[u8]) {
+    crate::core::frame::write_header(body.len(), out);
+    out.extend_from_slice(body);
+}
+
+/// The trace id of a W3C `traceparent`: its second field.
+pub(super) fn trace_id(head: &Head, body: &[u8]) -> Option<String> {
+    let text = head.traceparent.as_ref()?.get(body).into_owned();
+    let id = text.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+/// Spreads a counter over 128 bits (SplitMix64 on each half), so that ids made here look and
+/// compare like the random ones of real events.
+fn spread(seed: u128) -> u128 {
+    let mix = |mut z: u64| {
+        z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let (high, low) = ((seed >> 64) as u64, seed as u64);
+    u128::from(mix(high ^ low.rotate_left(32))) << 64 | u128::from(mix(low))
+}

@@ -1,0 +1,76 @@
+//! The hot path owns what it needs: in the steady state a frame that passes costs no heap
+//! allocation.
+
+#[path = "../benches/stage/mod.rs"]
+mod stage;
+
+use stage::Stage;
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    allocation_counter::measure(work).count_total
+}
+
+/// Does it often enough that every table has its size.
+fn warm_up(stage: &mut Stage, work: impl Fn(&mut Stage)) {
+    for _ in 0..100 {
+        work(stage);
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(vec![1u8; 10]))), 1);
+}
+
+#[test]
+fn events_that_pass_allocate_nothing() {
+    let mut stage = Stage::new();
+    let events = [
+        stage::event(0, "assistant.streaming_delta"),
+        stage::event(1, "assistant.message_delta"),
+        stage::event(0, "tool.execution_start"),
+    ]
+    .concat();
+    warm_up(&mut stage, |stage| stage.backend(&events));
+    let count = allocations(|| {
+        for _ in 0..100 {
+            stage.backend(&events);
+        }
+    });
+    assert_eq!(count, 0, "for 300 events");
+    assert!(stage.written() >= 300 * 300, "they did pass");
+}
+
+#[test]
+fn requests_and_responses_with_integer_ids_allocate_nothing() {
+    let mut stage = Stage::new();
+    let requests = [
+        stage::request(1, 0),
+        stage::request(2, 1),
+        stage::request(3, 0),
+    ]
+    .concat();
+    let responses = [stage::response(2), stage::response(3), stage::response(1)].concat();
+    let round = |stage: &mut Stage| {
+        stage.client(&requests);
+        stage.backend(&responses);
+    };
+    warm_up(&mut stage, round);
+    let count = allocations(|| {
+        for _ in 0..100 {
+            round(&mut stage);
+        }
+    });
+    assert_eq!(count, 0, "for 300 calls");
+    assert_eq!(stage.mux.open_calls(), 0);
+}
+
+#[test]
+fn asking_for_the_next_timeout_allocates_nothing() {
+    let mut stage = Stage::new();
+    stage.client(&stage::request(1, 0));
+    let count = allocations(|| {
+        std::hint::black_box(stage.mux.poll_timeout(&stage.settings));
+    });
+    assert_eq!(count, 0);
+}
