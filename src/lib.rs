@@ -8,4 +8,5 @@
 //! Imports point one way: `main → cli → app → {proxy, control} → {store, config, observe} → core`.
 //! `tests/architecture.rs` holds that, and the purity of `core`.
 
+pub mod config;
 pub mod core;

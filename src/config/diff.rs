@@ -1,0 +1,221 @@
+//! What a reload would change: what can be applied, and what is refused with its reason.
+//!
+//! Applies nothing. Which keys can be applied is said by the table in `reference`.
+
+use std::{fmt, sync::Arc};
+
+use serde_json::Value;
+
+use super::{
+    Backend, Config,
+    reference::{Reload, SECTIONS, Shape},
+    view::{redacted, section, state},
+};
+use crate::core::{id::BackendName, snapshot::AdminState};
+
+/// All differences between two configurations.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// By the order of the new file, removed ones last.
+    pub backends: Vec<BackendChange>,
+    /// Every other key that changed and can be applied.
+    pub settings: Vec<Setting>,
+    /// If this is not empty, nothing may be applied.
+    pub refused: Vec<Refusal>,
+}
+
+/// What happens to one backend. Names are identities: a new name is a new backend.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BackendChange {
+    /// Joins the pool.
+    Added(Backend),
+    /// Leaves it once its open sessions are done.
+    Removed(BackendName),
+    /// Stays, with its homes.
+    Changed {
+        /// Who.
+        name: BackendName,
+        /// Where it is now, if it moved.
+        address: Option<Arc<str>>,
+        /// Its weight now, if that changed.
+        weight: Option<u32>,
+        /// What the file wants of it now, if that changed.
+        state: Option<AdminState>,
+        /// Whether its token is another one (or gone, or new).
+        token: Token,
+    },
+}
+
+/// What became of a backend's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// As before.
+    Same,
+    /// Another one, or none any more.
+    Changed,
+}
+
+/// A key outside `[[backends]]` whose value changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setting {
+    /// `section.key`.
+    pub key: String,
+    /// Before, as in [`redacted`]; null = none.
+    pub old: Value,
+    /// Now.
+    pub new: Value,
+}
+
+/// A change that a running Taxiway cannot make.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// What would change.
+    pub setting: Setting,
+    /// Why it cannot.
+    pub reason: &'static str,
+}
+
+impl Changes {
+    /// Is everything as before?
+    pub fn is_empty(&self) -> bool {
+        self.backends.is_empty() && self.settings.is_empty() && self.refused.is_empty()
+    }
+
+    /// Did `section.key` change?
+    pub fn touches(&self, key: &str) -> bool {
+        self.settings.iter().any(|setting| setting.key == key)
+    }
+
+    /// One line for each change that can be applied, for logs and the admin API.
+    pub fn lines(&self) -> Vec<String> {
+        let backends = self.backends.iter().map(ToString::to_string);
+        backends
+            .chain(self.settings.iter().map(ToString::to_string))
+            .collect()
+    }
+
+    /// One line for each refused change.
+    pub fn refusals(&self) -> Vec<String> {
+        self.refused.iter().map(ToString::to_string).collect()
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A secret that was replaced by another looks the same on both sides.
+        if self.old == self.new {
+            return write!(f, "{}: changed", self.key);
+        }
+        write!(f, "{}: {} → {}", self.key, self.old, self.new)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} needs a restart: {}", self.setting, self.reason)
+    }
+}
+
+impl fmt::Display for BackendChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Added(backend) => write!(f, "backend {} added", backend.name),
+            Self::Removed(name) => write!(f, "backend {name} removed"),
+            Self::Changed {
+                name,
+                address,
+                weight,
+                state: wanted,
+                token,
+            } => {
+                write!(f, "backend {name}:")?;
+                if let Some(address) = address {
+                    write!(f, " address {address}")?;
+                }
+                if let Some(weight) = weight {
+                    write!(f, " weight {weight}")?;
+                }
+                if let Some(wanted) = wanted {
+                    write!(f, " state {}", state(*wanted))?;
+                }
+                match token {
+                    Token::Same => Ok(()),
+                    Token::Changed => f.write_str(" token changed"),
+                }
+            }
+        }
+    }
+}
+
+/// What changes from `old` to `new`.
+pub fn diff(old: &Config, new: &Config) -> Changes {
+    let mut changes = Changes {
+        backends: backends(old, new),
+        ..Changes::default()
+    };
+    let (old_view, new_view) = (redacted(old), redacted(new));
+    for table in SECTIONS.iter().filter(|s| s.shape == Shape::Table) {
+        let mut seen = Vec::new();
+        for key in table.keys.iter().filter(|k| k.is_built()) {
+            let field = key.field();
+            if seen.contains(&field) {
+                continue;
+            }
+            seen.push(field);
+            let value = |view| {
+                section(view, table.name)
+                    .and_then(|s| s.get(field))
+                    .cloned()
+                    .unwrap_or_default()
+            };
+            let (before, after): (Value, Value) = (value(&old_view), value(&new_view));
+            let name = format!("{}.{field}", table.name);
+            // The only secret outside the backends; the view hides whether it is the same.
+            let same_secret = name != "admin.token" || old.admin.token == new.admin.token;
+            if before == after && same_secret {
+                continue;
+            }
+            let setting = Setting {
+                key: name,
+                old: before,
+                new: after,
+            };
+            match key.reload {
+                Reload::Live | Reload::NewConnections => changes.settings.push(setting),
+                Reload::Restart(reason) => changes.refused.push(Refusal { setting, reason }),
+            }
+        }
+    }
+    changes
+}
+
+fn backends(old: &Config, new: &Config) -> Vec<BackendChange> {
+    let mut changes = Vec::new();
+    for after in &new.backends {
+        let Some(before) = old.backends.iter().find(|b| b.name == after.name) else {
+            changes.push(BackendChange::Added(after.clone()));
+            continue;
+        };
+        if before == after {
+            continue;
+        }
+        let same_token = before.connection_token == after.connection_token;
+        changes.push(BackendChange::Changed {
+            name: after.name.clone(),
+            address: (before.address != after.address).then(|| after.address.clone()),
+            weight: (before.weight != after.weight).then_some(after.weight),
+            state: (before.state != after.state).then_some(after.state),
+            token: if same_token {
+                Token::Same
+            } else {
+                Token::Changed
+            },
+        });
+    }
+    let gone = old
+        .backends
+        .iter()
+        .filter(|b| new.backends.iter().all(|n| n.name != b.name));
+    changes.extend(gone.map(|b| BackendChange::Removed(b.name.clone())));
+    changes
+}

@@ -1,0 +1,326 @@
+//! The configuration as checked values. `raw` mirrors the file, `check` turns it into these.
+//!
+//! Text in, values out: applies nothing, watches nothing, opens no socket.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use regex::Regex;
+
+pub use crate::core::event::{Identities, LogFormat};
+use crate::core::{
+    id::{BackendName, Secret},
+    snapshot::{AdminState, Mode},
+};
+
+mod check;
+pub mod command;
+mod diagnostic;
+mod diff;
+mod load;
+mod quantity;
+mod raw;
+mod reference;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use diagnostic::{Diagnostic, Failure, Severity};
+pub use diff::{BackendChange, Changes, Refusal, Setting, Token, diff};
+pub use load::{Loaded, PLACES, VARIABLE, find, load, parse};
+pub use reference::markdown;
+pub use view::redacted;
+
+/// `[listener]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Where SDK clients connect.
+    pub address: SocketAddr,
+    /// Keep-alive probes on both legs; none = off.
+    pub tcp_keepalive: Option<Duration>,
+    /// From accept to the first complete frame.
+    pub handshake_timeout: Duration,
+    /// A client that reads nothing for so long with a full buffer is closed.
+    pub write_stall: Duration,
+    /// Allows a non-loopback listener without principals.
+    pub allow_anonymous: bool,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admin {
+    /// Where health, metrics and the API are served.
+    pub address: SocketAddr,
+    /// Bearer token; without one only `/healthz /readyz /metrics` answer on a non-loopback address.
+    pub token: Option<Secret>,
+}
+
+/// `routing.key`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// The user if one is known, else the session id.
+    User,
+    /// The session id.
+    Session,
+}
+
+/// `routing.placement`: how shared storage chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Fewest open turns, then fewest open sessions, per weight.
+    LeastLoaded,
+    /// The less loaded of two drawn by the session's hash.
+    P2c,
+    /// In turn, by weight.
+    RoundRobin,
+}
+
+/// `routing.granularity`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granularity {
+    /// Each session by itself (layer 7).
+    Session,
+    /// A whole connection by its first key (layer 4).
+    Connection,
+}
+
+/// `[routing]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routing {
+    /// Where the disks are.
+    pub mode: Mode,
+    /// What sticky placement hashes.
+    pub key: Key,
+    /// How shared storage chooses.
+    pub placement: Placement,
+    /// Bounded load for sticky: no backend above this multiple of its share; none = off.
+    pub load_factor: Option<f64>,
+    /// Layer 7 or layer 4.
+    pub granularity: Granularity,
+    /// How long aggregates and look-ups wait for a silent backend.
+    pub aggregate_timeout: Duration,
+}
+
+/// `[identity]`
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Reads the user out of a session id: a regex with a group named `user`.
+    pub session_id_user: Option<Regex>,
+}
+
+/// `sessions.create_existing`: `session.create` on the id of a closed session with history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateExisting {
+    /// Reopened with the same params and answered as create.
+    Resume,
+    /// Passed on: the CLI starts an empty history over the old one.
+    Pass,
+    /// Refused.
+    Reject,
+}
+
+/// `[sessions]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sessions {
+    /// What create does on the id of a closed session.
+    pub create_existing: CreateExisting,
+}
+
+/// `[health]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Health {
+    /// Between two probes of a healthy backend.
+    pub interval: Duration,
+    /// Until a probe counts as failed.
+    pub timeout: Duration,
+    /// Consecutive failures until ejection.
+    pub unhealthy_after: u32,
+    /// Consecutive successes until it is taken back on probation.
+    pub healthy_after: u32,
+    /// Ramp of the weight after a return; zero = at once.
+    pub slow_start: Duration,
+    /// At most this share of the pool is ejected for silence; 0.0 to 1.0.
+    pub max_ejected: f64,
+}
+
+/// `[drain]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drain {
+    /// How long running turns may go on.
+    pub timeout: Duration,
+    /// After SIGTERM connections are still accepted for this long.
+    pub accept_grace: Duration,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Largest body from a client, in bytes.
+    pub frame: usize,
+    /// Largest header block, in bytes.
+    pub header: usize,
+    /// From a frame's first byte to its last.
+    pub frame_timeout: Duration,
+    /// Calls awaiting a response on one client connection.
+    pub calls_per_connection: usize,
+    /// Sessions attached on one client connection.
+    pub sessions_per_connection: usize,
+    /// Client connections.
+    pub connections: usize,
+    /// Sessions remembered in memory; beyond it the longest unused closed ones are forgotten.
+    pub directory_sessions: usize,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`.
+    pub level: tracing::Level,
+    /// `log.format`
+    pub format: LogFormat,
+    /// `log.identities`
+    pub identities: Identities,
+}
+
+/// One `[[backends]]` entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// Identity for homes and hashing.
+    pub name: BackendName,
+    /// `host:port`.
+    pub address: Arc<str>,
+    /// Relative share, ≥ 1.
+    pub weight: u32,
+    /// Initial operator state.
+    pub state: AdminState,
+    /// Token for the backend's own `connect`.
+    pub connection_token: Option<Secret>,
+}
+
+/// `[managed]`: CLI processes that Taxiway starts and supervises.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Managed {
+    /// Program and arguments; `{port}` and `{name}` are replaced.
+    pub command: Vec<String>,
+    /// How many.
+    pub servers: u32,
+    /// Parent directory of the servers' homes (`COPILOT_HOME` = `state_dir/NAME`).
+    pub state_dir: PathBuf,
+    /// How long a server may take to print its readiness line.
+    pub start_timeout: Duration,
+}
+
+/// A whole configuration that passed every check.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from; none for the no-config start.
+    pub source: Option<PathBuf>,
+    #[allow(missing_docs)]
+    pub listener: Listener,
+    #[allow(missing_docs)]
+    pub admin: Admin,
+    #[allow(missing_docs)]
+    pub routing: Routing,
+    #[allow(missing_docs)]
+    pub identity: Identity,
+    #[allow(missing_docs)]
+    pub sessions: Sessions,
+    #[allow(missing_docs)]
+    pub health: Health,
+    #[allow(missing_docs)]
+    pub drain: Drain,
+    #[allow(missing_docs)]
+    pub limits: Limits,
+    #[allow(missing_docs)]
+    pub log: Log,
+    /// In file order; names unique.
+    pub backends: Vec<Backend>,
+    #[allow(missing_docs)]
+    pub managed: Option<Managed>,
+}
+
+impl Config {
+    /// All defaults with this pool: the start without a file, and `--backend`.
+    pub fn no_config(backends: Vec<Backend>, managed: Option<Managed>) -> Self {
+        Self {
+            backends,
+            managed,
+            ..check::defaults()
+        }
+    }
+}
+
+impl Identity {
+    /// The user that the id of a session names; none if it names none, or nobody is asked for.
+    pub fn user_of<'a>(&self, session_id: &'a str) -> Option<&'a str> {
+        let user = self
+            .session_id_user
+            .as_ref()?
+            .captures(session_id)?
+            .name("user")?;
+        Some(user.as_str()).filter(|user| !user.is_empty())
+    }
+}
+
+/// Why a backend of the command line is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{address:?} is not a backend: {reason}")]
+pub struct BadBackend {
+    /// What was written.
+    pub address: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Backend {
+    /// A backend with every default.
+    pub fn new(name: BackendName, address: &str) -> Self {
+        Self {
+            name,
+            address: Arc::from(address),
+            weight: 1,
+            state: AdminState::Ready,
+            connection_token: None,
+        }
+    }
+
+    /// `--backend HOST:PORT…`: each is named by its address, so that the order does not matter to
+    /// placement. Refuses bad addresses and repeated ones.
+    pub fn from_addresses<'a>(
+        addresses: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<Self>, BadBackend> {
+        let mut backends: Vec<Self> = Vec::new();
+        for address in addresses {
+            let again = backends.iter().any(|b| &*b.address == address);
+            let again = again.then(|| "it is there twice".to_owned());
+            let fault = raw::dial_fault(address)
+                .or_else(|| raw::name_fault(address))
+                .or(again);
+            if let Some(reason) = fault {
+                return Err(BadBackend {
+                    address: address.to_owned(),
+                    reason,
+                });
+            }
+            backends.push(Self::new(BackendName::from(address), address));
+        }
+        Ok(backends)
+    }
+}
+
+impl Managed {
+    /// Every default of `[managed]`, with `program` in place of `copilot`; none if neither
+    /// `XDG_STATE_HOME` nor `HOME` is set in `environment`.
+    pub fn with_program(
+        program: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Option<Self> {
+        let state_dir = check::default_state_dir(environment)?;
+        Some(check::managed_defaults(program, state_dir))
+    }
+
+    /// The names of the servers, which are those of their backends.
+    pub fn names(&self) -> impl Iterator<Item = BackendName> + use<> {
+        (1..=self.servers).map(|n| BackendName::from(format!("managed-{n}")))
+    }
+}

@@ -1,0 +1,557 @@
+//! The table itself. Adding a key here makes the checks and the documentation know it; `check`
+//! then has to take it up.
+
+use std::time::Duration;
+
+use super::{Absent, Key, Kind, Reload, Section, Shape};
+
+const MODE_IS_FIXED: &str = "each mode keeps homes and owners of sessions in its own way";
+const GRANULARITY_IS_FIXED: &str = "connections are relayed in one way or the other, not both";
+const LOG_IS_FIXED: &str = "the log is opened once";
+const SERVERS_ARE_FIXED: &str = "managed servers are set up once, when Taxiway starts";
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+const HOUR: Duration = secs(3600);
+
+const fn span(min: Duration, max: Duration) -> Kind {
+    Kind::Duration {
+        min,
+        max,
+        zero: None,
+    }
+}
+
+const fn span_or(min: Duration, max: Duration, zero: &'static str) -> Kind {
+    Kind::Duration {
+        min,
+        max,
+        zero: Some(zero),
+    }
+}
+
+const fn choice(words: &'static [&'static str]) -> Kind {
+    Kind::Choice {
+        words,
+        planned: &[],
+    }
+}
+
+const fn key(
+    name: &'static str,
+    kind: Kind,
+    absent: Absent,
+    reload: Reload,
+    text: &'static str,
+) -> Key {
+    Key {
+        name,
+        kind,
+        absent,
+        reload,
+        text,
+    }
+}
+
+const fn not_built(name: &'static str, text: &'static str) -> Key {
+    Key {
+        name,
+        kind: Kind::NotBuilt,
+        absent: Absent::Means(""),
+        reload: Reload::Live,
+        text,
+    }
+}
+
+const fn later(name: &'static str, text: &'static str) -> Section {
+    Section {
+        name,
+        shape: Shape::NotBuilt,
+        text,
+        keys: &[],
+    }
+}
+
+/// Every section, in the order of the documentation.
+pub(in crate::config) const SECTIONS: &[Section] = &[
+    Section {
+        name: "listener",
+        shape: Shape::Table,
+        text: "Where SDK clients connect.",
+        keys: &[
+            key(
+                "address",
+                Kind::Listen,
+                Absent::Value("127.0.0.1:4321"),
+                Reload::Live,
+                "Where clients connect. IPv4: the Python SDK speaks nothing else. Anything but \
+                 loopback needs `allow_anonymous`. Connections made to the old address stay.",
+            ),
+            key(
+                "tcp_keepalive",
+                span_or(secs(1), secs(9 * 3600), "off"),
+                Absent::Value("60s"),
+                Reload::NewConnections,
+                "Keep-alive probes towards clients and backends; cloud balancers drop connections \
+                 that were silent for four minutes.",
+            ),
+            key(
+                "handshake_timeout",
+                span(ms(100), HOUR),
+                Absent::Value("10s"),
+                Reload::NewConnections,
+                "From accept to the first complete frame.",
+            ),
+            key(
+                "write_stall",
+                span(secs(1), HOUR),
+                Absent::Value("30s"),
+                Reload::NewConnections,
+                "A client that reads nothing for so long while its buffer is full is closed.",
+            ),
+            key(
+                "allow_anonymous",
+                Kind::Flag,
+                Absent::Value("false"),
+                Reload::Live,
+                "Allows an address that is not loopback although clients need no token: whoever \
+                 reaches it can use every session.",
+            ),
+            not_built("tls", "TLS to clients"),
+        ],
+    },
+    Section {
+        name: "admin",
+        shape: Shape::Table,
+        text: "Health, metrics, dashboard and API over HTTP.",
+        keys: &[
+            key(
+                "address",
+                Kind::Listen,
+                Absent::Value("127.0.0.1:9321"),
+                Reload::Live,
+                "Where they are served.",
+            ),
+            key(
+                "token_env",
+                Kind::Variable,
+                Absent::Means("no token"),
+                Reload::Live,
+                "Bearer token of the API. Without one, only `/healthz`, `/readyz` and `/metrics` \
+                 answer on an address that is not loopback.",
+            ),
+            key(
+                "token_file",
+                Kind::SecretFile,
+                Absent::Means("no token"),
+                Reload::Live,
+                "The same, from a file.",
+            ),
+        ],
+    },
+    Section {
+        name: "routing",
+        shape: Shape::Table,
+        text: "Which backend a session goes to.",
+        keys: &[
+            key(
+                "mode",
+                Kind::Choice {
+                    words: &["sticky", "shared-storage"],
+                    planned: &["isolated"],
+                },
+                Absent::Value("sticky"),
+                Reload::Restart(MODE_IS_FIXED),
+                "Where the disks are. `sticky`: each backend has its own, a session lives where it \
+                 was made. `shared-storage`: one disk for all, any backend can open any closed \
+                 session.",
+            ),
+            key(
+                "key",
+                choice(&["user", "session"]),
+                Absent::Value("user"),
+                Reload::Live,
+                "What `sticky` places by: the user if one is known (else the session), or the \
+                 session. Sessions that exist stay where they are.",
+            ),
+            key(
+                "placement",
+                choice(&["least-loaded", "p2c", "round-robin"]),
+                Absent::Value("least-loaded"),
+                Reload::Live,
+                "How `shared-storage` chooses: fewest open turns, then sessions, per weight; the \
+                 less loaded of two; in turn.",
+            ),
+            key(
+                "load_factor",
+                Kind::Number {
+                    min: 1.0,
+                    max: 100.0,
+                    zero: Some("no bound"),
+                },
+                Absent::Value("1.25"),
+                Reload::Live,
+                "Bound of `sticky`: a backend with more than so many times its share of the load \
+                 is passed over for new sessions.",
+            ),
+            key(
+                "granularity",
+                choice(&["session", "connection"]),
+                Absent::Value("session"),
+                Reload::Restart(GRANULARITY_IS_FIXED),
+                "`session`: each session is routed by itself (layer 7). `connection`: a whole \
+                 connection goes to one backend, by its first key (layer 4).",
+            ),
+            key(
+                "aggregate_timeout",
+                span(ms(10), secs(60)),
+                Absent::Value("2s"),
+                Reload::Live,
+                "How long lists and look-ups over all backends wait for a silent one.",
+            ),
+            not_built("home_wait", "waiting for a session's home to come back"),
+            not_built("queue_timeout", "queues of turns"),
+        ],
+    },
+    Section {
+        name: "identity",
+        shape: Shape::Table,
+        text: "Who a session belongs to.",
+        keys: &[
+            key(
+                "session_id_user",
+                Kind::Pattern,
+                Absent::Means("users are unknown"),
+                Reload::Live,
+                "Reads the user out of a session id: a group named `user`, as in \
+                 `'^user-(?<user>.+?)--'`. Try it with `taxiway check --session-id ID`.",
+            ),
+            not_built("principals", "tokens of clients"),
+            not_built("adopt_by", "sessions found on disk without an owner"),
+            not_built("revoke_grace", "tokens of clients"),
+        ],
+    },
+    Section {
+        name: "sessions",
+        shape: Shape::Table,
+        text: "What happens to sessions.",
+        keys: &[
+            key(
+                "create_existing",
+                choice(&["resume", "pass", "reject"]),
+                Absent::Value("resume"),
+                Reload::Live,
+                "`session.create` on the id of a closed session that has had a turn. `resume`: it \
+                 is reopened and answered as create. `pass`: the CLI starts an empty history over \
+                 the old one. `reject`: an error.",
+            ),
+            not_built("turn_lock", "one user at a time in a session"),
+            not_built("turn_lock_timeout", "one user at a time in a session"),
+            not_built("turn_lock_holder", "one user at a time in a session"),
+            not_built("turn_max", "the bound of a turn"),
+            not_built("max_open_per_backend", "caps"),
+            not_built("max_open_per_user", "caps"),
+            not_built("max_turns", "caps"),
+            not_built("detach_grace", "turns that outlive their connection"),
+            not_built(
+                "ephemeral",
+                "sessions deleted when their last client leaves",
+            ),
+            not_built("ttl", "deletion of old sessions"),
+            not_built("ttl_scope", "deletion of old sessions"),
+        ],
+    },
+    Section {
+        name: "health",
+        shape: Shape::Table,
+        text: "When a backend gets no new sessions. One that stops answering is out after at most \
+               `interval + timeout × unhealthy_after`.",
+        keys: &[
+            key(
+                "interval",
+                span(ms(100), HOUR),
+                Absent::Value("2s"),
+                Reload::Live,
+                "Between two probes of a healthy backend; after a failed one the next is sent at \
+                 once.",
+            ),
+            key(
+                "timeout",
+                span(ms(10), HOUR),
+                Absent::Value("1s"),
+                Reload::Live,
+                "Until a probe counts as failed.",
+            ),
+            key(
+                "unhealthy_after",
+                Kind::Integer { min: 1, max: 100 },
+                Absent::Value("3"),
+                Reload::Live,
+                "Failed probes in a row until it is ejected.",
+            ),
+            key(
+                "healthy_after",
+                Kind::Integer { min: 1, max: 100 },
+                Absent::Value("2"),
+                Reload::Live,
+                "Good probes in a row until it is taken back, on probation.",
+            ),
+            key(
+                "slow_start",
+                span_or(ms(100), HOUR, "at once"),
+                Absent::Value("30s"),
+                Reload::Live,
+                "How long its weight takes to grow back to full.",
+            ),
+            key(
+                "max_ejected",
+                Kind::Number {
+                    min: 0.0,
+                    max: 1.0,
+                    zero: None,
+                },
+                Absent::Value("0.5"),
+                Reload::Live,
+                "At most this share of the pool is ejected for silence; beyond it the sessions \
+                 stay and the metric `taxiway_pool_panic` is 1.",
+            ),
+        ],
+    },
+    Section {
+        name: "drain",
+        shape: Shape::Table,
+        text: "How Taxiway and its backends are emptied.",
+        keys: &[
+            key(
+                "timeout",
+                span_or(ms(100), secs(7 * 86_400), "at once"),
+                Absent::Value("10m"),
+                Reload::Live,
+                "How long running turns may go on.",
+            ),
+            key(
+                "accept_grace",
+                span_or(ms(100), HOUR, "none"),
+                Absent::Value("5s"),
+                Reload::Live,
+                "After SIGTERM, connections are still accepted for so long while `/readyz` says \
+                 503.",
+            ),
+        ],
+    },
+    Section {
+        name: "limits",
+        shape: Shape::Table,
+        text: "Nothing grows without bound. What meets a limit gets an error that names its key.",
+        keys: &[
+            key(
+                "frame",
+                Kind::Size {
+                    min: 64 << 10,
+                    max: 1 << 30,
+                },
+                Absent::Value("64MiB"),
+                Reload::NewConnections,
+                "Largest message from a client.",
+            ),
+            key(
+                "header",
+                Kind::Size {
+                    min: 64,
+                    max: 1 << 20,
+                },
+                Absent::Value("8KiB"),
+                Reload::NewConnections,
+                "Largest block of header lines of a message.",
+            ),
+            key(
+                "frame_timeout",
+                span(ms(100), HOUR),
+                Absent::Value("30s"),
+                Reload::NewConnections,
+                "From a message's first byte to its last.",
+            ),
+            key(
+                "calls_per_connection",
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
+                Absent::Value("1024"),
+                Reload::NewConnections,
+                "Calls of one client connection that wait for their response.",
+            ),
+            key(
+                "sessions_per_connection",
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
+                Absent::Value("1024"),
+                Reload::NewConnections,
+                "Sessions attached on one client connection.",
+            ),
+            key(
+                "connections",
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
+                Absent::Value("10000"),
+                Reload::Live,
+                "Client connections.",
+            ),
+            key(
+                "directory_sessions",
+                Kind::Integer {
+                    min: 1000,
+                    max: 100_000_000,
+                },
+                Absent::Value("1000000"),
+                Reload::Live,
+                "Sessions remembered in memory; beyond it the closed ones unused for longest are \
+                 forgotten and asked for again.",
+            ),
+            not_built("session_params", "reopening of sessions"),
+            not_built("cut_through_min", "forwarding of messages as they arrive"),
+        ],
+    },
+    Section {
+        name: "log",
+        shape: Shape::Table,
+        text: "Never prompts, never parameters.",
+        keys: &[
+            key(
+                "level",
+                choice(&["error", "warn", "info", "debug", "trace"]),
+                Absent::Value("info"),
+                Reload::Live,
+                "How much is logged.",
+            ),
+            key(
+                "format",
+                choice(&["text", "json"]),
+                Absent::Value("text"),
+                Reload::Restart(LOG_IS_FIXED),
+                "For people, or one JSON object a line.",
+            ),
+            key(
+                "identities",
+                choice(&["plain", "hash"]),
+                Absent::Value("plain"),
+                Reload::Restart(LOG_IS_FIXED),
+                "Users and sessions as they are, or as a keyed hash.",
+            ),
+        ],
+    },
+    Section {
+        name: "backends",
+        shape: Shape::List,
+        text: "The CLI servers, one block each. A backend that is taken out of the file takes no \
+               new sessions and keeps serving the open ones.",
+        keys: &[
+            key(
+                "name",
+                Kind::Name,
+                Absent::Refused,
+                Reload::Live,
+                "Its identity: sessions remember it, placement hashes it. Another name is another \
+                 backend.",
+            ),
+            key(
+                "address",
+                Kind::Dial,
+                Absent::Refused,
+                Reload::Live,
+                "Where it listens. May change: name and sessions stay.",
+            ),
+            key(
+                "weight",
+                Kind::Integer { min: 1, max: 1000 },
+                Absent::Value("1"),
+                Reload::Live,
+                "Its share, relative to the others.",
+            ),
+            key(
+                "state",
+                choice(&["ready", "drain", "maint"]),
+                Absent::Value("ready"),
+                Reload::Live,
+                "`drain`: no new sessions. `maint`: as if it were not there. An operator's command \
+                 wins over it until `taxiway reset NAME`.",
+            ),
+            key(
+                "connection_token_env",
+                Kind::Variable,
+                Absent::Means("no token"),
+                Reload::Live,
+                "The token that the server wants (its `COPILOT_CONNECTION_TOKEN`).",
+            ),
+            key(
+                "connection_token_file",
+                Kind::SecretFile,
+                Absent::Means("no token"),
+                Reload::Live,
+                "The same, from a file.",
+            ),
+        ],
+    },
+    Section {
+        name: "managed",
+        shape: Shape::Table,
+        text: "CLI servers that Taxiway starts and supervises itself, instead of or beside \
+               `[[backends]]`. Without this section there are none.",
+        keys: &[
+            key(
+                "command",
+                Kind::Words,
+                Absent::Words(&[
+                    "copilot",
+                    "--headless",
+                    "--no-auto-update",
+                    "--port",
+                    "{port}",
+                ]),
+                Reload::Restart(SERVERS_ARE_FIXED),
+                "Program and arguments. `{port}` and `{name}` are replaced. A program without `/` \
+                 is looked up in `PATH`.",
+            ),
+            key(
+                "servers",
+                Kind::Integer { min: 1, max: 64 },
+                Absent::Value("3"),
+                Reload::Restart(SERVERS_ARE_FIXED),
+                "How many. They are named `managed-1`, `managed-2`, …",
+            ),
+            key(
+                "state_dir",
+                Kind::Path,
+                Absent::Means(
+                    "`$XDG_STATE_HOME/taxiway`, or `~/.local/state/taxiway` without that variable",
+                ),
+                Reload::Restart(SERVERS_ARE_FIXED),
+                "Each server's `COPILOT_HOME` is the directory of its name in here.",
+            ),
+            key(
+                "start_timeout",
+                span(secs(1), HOUR),
+                Absent::Value("30s"),
+                Reload::Restart(SERVERS_ARE_FIXED),
+                "How long a server may take to say that it listens.",
+            ),
+        ],
+    },
+    later("access", "what clients may do, and profiles of it"),
+    later("failover", "moving of sessions from a dead backend"),
+    later(
+        "store",
+        "homes and owners that outlive Taxiway, and are shared by several",
+    ),
+    later("upgrade", "handing over to a new process"),
+];

@@ -1,0 +1,109 @@
+//! `taxiway check`.
+
+use super::*;
+use crate::config::command::{Answer, Output, Request, Wanted, check};
+
+fn run(text: &str, request: Request) -> Answer {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.toml");
+    std::fs::write(&path, text).unwrap();
+    let place =
+        |config: &Config, id: &str| (id != "unknown").then(|| config.backends[0].name.to_string());
+    let mut answer = check(
+        &Request {
+            file: Some(path),
+            ..request
+        },
+        &place,
+    );
+    let home = format!("{}/", dir.path().display());
+    answer.out = answer.out.replace(&home, "");
+    answer.err = answer.err.replace(&home, "");
+    answer
+}
+
+fn ids(ids: &[&str]) -> Request {
+    let session_ids = ids.iter().map(|id| (*id).to_owned()).collect();
+    Request {
+        session_ids,
+        ..Request::default()
+    }
+}
+
+#[test]
+fn says_what_holds() {
+    let text = format!("[identity]\nsession_id_user = '^(?<user>[a-z]+)-'\n{MINIMAL}");
+    let answer = run(&text, ids(&["bob-1", "unknown"]));
+    assert_eq!(answer.code, 0);
+    assert_eq!(
+        answer.out,
+        "t.toml: ok\nmode sticky, 1 configured and 0 managed backends, clients at \
+         127.0.0.1:4321, admin at 127.0.0.1:9321\nsession bob-1: user bob, placement a\n\
+         session unknown: user unknown, placement unknown\n"
+    );
+    assert_eq!(answer.err, "");
+    let json = run(
+        &text,
+        Request {
+            output: Output::Json,
+            ..ids(&["bob-1"])
+        },
+    );
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["ok"], true);
+    assert_eq!(
+        json["sessions"],
+        json!([{"id": "bob-1", "user": "bob", "placement": "a"}])
+    );
+    assert_eq!(json["config"]["routing"]["mode"], "sticky");
+}
+
+#[test]
+fn says_what_is_wrong_and_fails() {
+    let answer = run("[log]\nlevel = \"loud\"\n", Request::default());
+    assert_eq!((answer.code, answer.out.as_str()), (78, ""));
+    assert!(answer.err.contains("t.toml:2:9"), "{}", answer.err);
+    let json = run(
+        "[drain]\ntimeout=[]\n",
+        Request {
+            output: Output::Json,
+            ..ids(&[])
+        },
+    );
+    assert_eq!(json.code, 78);
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["ok"], false);
+    assert_eq!(
+        json["diagnostics"][0],
+        json!({
+            "severity": "error", "file": "t.toml", "line": 2, "column": 9,
+            "message": "drain.timeout: expected a duration like \"30s\", found a list", "help": null,
+        })
+    );
+}
+
+#[test]
+fn warnings_go_to_standard_error() {
+    let answer = run(
+        &format!("[routing]\nplacement = \"p2c\"\n{MINIMAL}"),
+        ids(&[]),
+    );
+    assert_eq!(answer.code, 0);
+    assert!(
+        answer.err.starts_with("warning: routing.placement"),
+        "{}",
+        answer.err
+    );
+}
+
+#[test]
+fn prints_the_reference() {
+    let answer = run(
+        "not even TOML",
+        Request {
+            reference: Wanted::Yes,
+            ..ids(&[])
+        },
+    );
+    assert_eq!((answer.code, answer.out), (0, markdown()));
+}

@@ -1,0 +1,144 @@
+//! The effective configuration as JSON, secrets redacted: for the admin API, and to compare two.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Backend, Config, CreateExisting, Granularity, Identities, Key, LogFormat, Placement,
+    quantity::{show_duration, show_size},
+};
+use crate::core::{
+    id::Secret,
+    snapshot::{AdminState, Mode},
+};
+
+/// The configuration in force, defaults included, as `section → key → value`.
+///
+/// Values are written as in the file. A secret shows as `"[redacted]"`, whatever it is.
+pub fn redacted(config: &Config) -> Value {
+    let Config {
+        source,
+        listener,
+        admin,
+        routing,
+        identity,
+        sessions,
+        health,
+        drain,
+        limits,
+        log,
+        backends,
+        managed,
+    } = config;
+    json!({
+        "source": source.as_ref().map(|path| path.display().to_string()),
+        "listener": {
+            "address": listener.address.to_string(),
+            "tcp_keepalive": show_duration(listener.tcp_keepalive.unwrap_or_default()),
+            "handshake_timeout": show_duration(listener.handshake_timeout),
+            "write_stall": show_duration(listener.write_stall),
+            "allow_anonymous": listener.allow_anonymous,
+        },
+        "admin": {
+            "address": admin.address.to_string(),
+            "token": secret(admin.token.as_ref()),
+        },
+        "routing": {
+            "mode": match routing.mode {
+                Mode::Sticky => "sticky",
+                Mode::SharedStorage => "shared-storage",
+            },
+            "key": match routing.key {
+                Key::User => "user",
+                Key::Session => "session",
+            },
+            "placement": match routing.placement {
+                Placement::LeastLoaded => "least-loaded",
+                Placement::P2c => "p2c",
+                Placement::RoundRobin => "round-robin",
+            },
+            "load_factor": routing.load_factor.unwrap_or(0.0),
+            "granularity": match routing.granularity {
+                Granularity::Session => "session",
+                Granularity::Connection => "connection",
+            },
+            "aggregate_timeout": show_duration(routing.aggregate_timeout),
+        },
+        "identity": {
+            "session_id_user": identity.session_id_user.as_ref().map(regex::Regex::as_str),
+        },
+        "sessions": {
+            "create_existing": match sessions.create_existing {
+                CreateExisting::Resume => "resume",
+                CreateExisting::Pass => "pass",
+                CreateExisting::Reject => "reject",
+            },
+        },
+        "health": {
+            "interval": show_duration(health.interval),
+            "timeout": show_duration(health.timeout),
+            "unhealthy_after": health.unhealthy_after,
+            "healthy_after": health.healthy_after,
+            "slow_start": show_duration(health.slow_start),
+            "max_ejected": health.max_ejected,
+        },
+        "drain": {
+            "timeout": show_duration(drain.timeout),
+            "accept_grace": show_duration(drain.accept_grace),
+        },
+        "limits": {
+            "frame": show_size(limits.frame as u64),
+            "header": show_size(limits.header as u64),
+            "frame_timeout": show_duration(limits.frame_timeout),
+            "calls_per_connection": limits.calls_per_connection,
+            "sessions_per_connection": limits.sessions_per_connection,
+            "connections": limits.connections,
+            "directory_sessions": limits.directory_sessions,
+        },
+        "log": {
+            "level": log.level.as_str().to_ascii_lowercase(),
+            "format": match log.format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            },
+            "identities": match log.identities {
+                Identities::Plain => "plain",
+                Identities::Hash => "hash",
+            },
+        },
+        "backends": backends.iter().map(backend).collect::<Vec<_>>(),
+        "managed": managed.as_ref().map(|managed| json!({
+            "command": managed.command,
+            "servers": managed.servers,
+            "state_dir": managed.state_dir.display().to_string(),
+            "start_timeout": show_duration(managed.start_timeout),
+        })),
+    })
+}
+
+/// One section of [`redacted`], or none.
+pub(super) fn section<'a>(view: &'a Value, name: &str) -> Option<&'a Map<String, Value>> {
+    view.get(name).and_then(Value::as_object)
+}
+
+/// As written in the file.
+pub(super) fn state(state: AdminState) -> &'static str {
+    match state {
+        AdminState::Ready => "ready",
+        AdminState::Drain => "drain",
+        AdminState::Maint => "maint",
+    }
+}
+
+fn backend(backend: &Backend) -> Value {
+    json!({
+        "name": backend.name.as_str(),
+        "address": *backend.address,
+        "weight": backend.weight,
+        "state": state(backend.state),
+        "connection_token": secret(backend.connection_token.as_ref()),
+    })
+}
+
+fn secret(secret: Option<&Secret>) -> Option<&'static str> {
+    secret.map(|_| "[redacted]")
+}
