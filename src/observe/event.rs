@@ -1,0 +1,358 @@
+//! One event, one log line, its counters.
+//!
+//! The message of a line is the event's name; its fields are those of the event. Counted here, and
+//! so not to be counted again by whoever records the event: the turn (`turns_total` and both
+//! histograms), the placement, the error answered, the limit hit, create on an existing id, the
+//! session not found, the reload. The gauges of backends and their ejections are not: the pool
+//! sets them.
+//!
+//! Must not log prompts, parameters or tokens: no event has a field for them.
+
+use std::time::Duration;
+
+use tracing::{debug, error, info, warn};
+
+use super::{Label, Observer, clip, clip_to, metrics::unix_now};
+use crate::core::{
+    event::{Event, TurnRecord},
+    snapshot::Health,
+};
+
+impl Observer {
+    /// Writes the event's log line and moves its counters.
+    pub fn record(&self, event: &Event) {
+        self.count(event);
+        self.write_line(event);
+    }
+
+    fn count(&self, event: &Event) {
+        let metrics = self.metrics();
+        match event {
+            // A turn had an upstream connection, so its backend's series were made; if they are
+            // gone, the backend has left the pool and they must not come back.
+            Event::Turn(turn) => {
+                if let Some(backend) = metrics.known_backend(&turn.backend) {
+                    backend.turn_ended(turn.outcome, turn.duration, turn.first_event);
+                }
+            }
+            // May come before anything else that names the backend.
+            Event::Placement {
+                backend, reason, ..
+            } => metrics.backend(backend).placement(*reason),
+            Event::ErrorAnswered { code, .. } => metrics.error(*code),
+            Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
+            Event::CreateExisting { action, .. } => metrics.session_create_existing(action),
+            Event::SessionNotFound { reason } => metrics.session_not_found(reason),
+            Event::Reload { ok, .. } => metrics.reload(*ok, unix_now()),
+            Event::ConnectionOpened { .. }
+            | Event::ConnectionClosed { .. }
+            | Event::UpstreamLost { .. }
+            | Event::BackendHealth { .. }
+            | Event::BackendAdmin { .. }
+            | Event::BackendAdded { .. }
+            | Event::BackendRemoved { .. }
+            | Event::BackendViolation { .. }
+            | Event::Drain { .. }
+            | Event::AdminCall { .. }
+            | Event::ManagedServer { .. } => {}
+        }
+    }
+
+    fn write_line(&self, event: &Event) {
+        match event {
+            Event::ConnectionOpened { connection, client } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                client_addr = %client,
+                what = "opened",
+                "connection"
+            ),
+            Event::ConnectionClosed {
+                connection,
+                client,
+                closed_by,
+                reason,
+                duration,
+            } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                client_addr = %client,
+                what = "closed",
+                closed_by = closed_by.label(),
+                reason = clip(reason),
+                duration_ms = milliseconds(*duration),
+                "connection"
+            ),
+            Event::UpstreamLost {
+                connection,
+                backend,
+                calls,
+                turns,
+                reason,
+            } => warn!(
+                target: "taxiway",
+                connection = connection.0,
+                backend = clip(backend.as_str()),
+                what = "upstream lost",
+                calls,
+                turns,
+                reason = clip(reason),
+                "backend"
+            ),
+            Event::Placement {
+                connection,
+                session,
+                backend,
+                reason,
+            } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                session = self.identity(session.as_str()),
+                backend = clip(backend.as_str()),
+                reason = reason.label(),
+                "placement"
+            ),
+            Event::Turn(turn) => self.write_turn(turn),
+            Event::ErrorAnswered {
+                reference,
+                connection,
+                method,
+                session,
+                code,
+                message,
+            } => {
+                self.write_error(
+                    *reference,
+                    connection.0,
+                    method,
+                    session
+                        .as_ref()
+                        .map(|session| self.identity(session.as_str())),
+                    *code,
+                    message,
+                );
+            }
+            Event::LimitHit { connection, limit } => warn!(
+                target: "taxiway",
+                connection = connection.map(|c| c.0),
+                limit,
+                "limit"
+            ),
+            Event::CreateExisting { session, action } => info!(
+                target: "taxiway",
+                session = self.identity(session.as_str()),
+                what = "create on an existing id",
+                action,
+                "session"
+            ),
+            Event::SessionNotFound { reason } => debug!(
+                target: "taxiway",
+                what = "not found",
+                reason,
+                "session"
+            ),
+            Event::BackendHealth { .. }
+            | Event::BackendAdmin { .. }
+            | Event::BackendAdded { .. }
+            | Event::BackendRemoved { .. }
+            | Event::BackendViolation { .. }
+            | Event::ManagedServer { .. } => write_backend(event),
+            Event::Reload {
+                ok: true,
+                trigger,
+                summary,
+            } => info!(
+                target: "taxiway",
+                ok = true,
+                trigger,
+                summary = long(summary),
+                "reload"
+            ),
+            Event::Reload {
+                ok: false,
+                trigger,
+                summary,
+            } => error!(
+                target: "taxiway",
+                ok = false,
+                trigger,
+                summary = long(summary),
+                "reload"
+            ),
+            Event::Drain {
+                phase,
+                connections,
+                turns,
+            } => info!(
+                target: "taxiway",
+                phase,
+                connections,
+                turns,
+                "drain"
+            ),
+            Event::AdminCall { client, action, ok } => info!(
+                target: "taxiway",
+                client_addr = %client,
+                action = clip(action),
+                ok,
+                "admin"
+            ),
+        }
+    }
+
+    fn write_turn(&self, turn: &TurnRecord) {
+        info!(
+            target: "taxiway",
+            {
+                "ref" = turn.reference,
+                user = turn.user.as_deref().map(|user| self.identity(user)),
+                session = self.identity(turn.session.as_str()),
+                backend = clip(turn.backend.as_str()),
+                client_addr = %turn.client,
+                queue_ms = milliseconds(turn.queued),
+                first_event_ms = turn.first_event.map(milliseconds),
+                duration_ms = milliseconds(turn.duration),
+                outcome = turn.outcome.label(),
+                closed_by = turn.closed_by.label(),
+                events = turn.events,
+                bytes = turn.bytes,
+                trace_id = turn.trace_id.as_deref().map(clip)
+            },
+            "turn"
+        );
+    }
+
+    /// A refusal by policy is a `denied` line, everything else an `error` line.
+    fn write_error(
+        &self,
+        reference: u64,
+        connection: u64,
+        method: &str,
+        session: Option<String>,
+        code: i32,
+        message: &str,
+    ) {
+        macro_rules! line {
+            ($name:literal) => {
+                warn!(
+                    target: "taxiway",
+                    {
+                        "ref" = reference,
+                        connection,
+                        method = clip(method),
+                        session,
+                        code,
+                        reason = clip(message)
+                    },
+                    $name
+                )
+            };
+        }
+        if code == METHOD_DENIED {
+            line!("denied")
+        } else {
+            line!("error")
+        }
+    }
+}
+
+/// DESIGN §10: not allowed through this proxy.
+const METHOD_DENIED: i32 = -32014;
+
+/// The lines named `backend`.
+fn write_backend(event: &Event) {
+    match event {
+        Event::BackendHealth {
+            backend,
+            from,
+            to,
+            reason,
+            cause: _,
+        } => {
+            macro_rules! line {
+                ($level:ident) => {
+                    $level!(
+                        target: "taxiway",
+                        backend = clip(backend.as_str()),
+                        what = "health",
+                        from = from.label(),
+                        to = to.label(),
+                        reason = clip(reason),
+                        "backend"
+                    )
+                };
+            }
+            match to {
+                Health::Down | Health::StorageMismatch => line!(warn),
+                Health::Unknown | Health::Up | Health::Slow | Health::Probation => line!(info),
+            }
+        }
+        Event::BackendAdmin {
+            backend,
+            from,
+            to,
+            by,
+        } => info!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = "state",
+            from = from.label(),
+            to = to.label(),
+            by,
+            "backend"
+        ),
+        Event::BackendAdded { backend, address } => info!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = "added",
+            address = clip(address),
+            "backend"
+        ),
+        Event::BackendRemoved { backend, sessions } => info!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = "removed",
+            sessions,
+            "backend"
+        ),
+        Event::BackendViolation { backend, what } => warn!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = "violation",
+            reason = clip(what),
+            "backend"
+        ),
+        Event::ManagedServer { backend, what, pid } => info!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = clip(what),
+            pid,
+            "backend"
+        ),
+        Event::ConnectionOpened { .. }
+        | Event::ConnectionClosed { .. }
+        | Event::UpstreamLost { .. }
+        | Event::Placement { .. }
+        | Event::Turn(_)
+        | Event::ErrorAnswered { .. }
+        | Event::LimitHit { .. }
+        | Event::CreateExisting { .. }
+        | Event::SessionNotFound { .. }
+        | Event::Reload { .. }
+        | Event::Drain { .. }
+        | Event::AdminCall { .. } => debug_assert!(false, "{event:?} is no line of a backend"),
+    }
+}
+
+/// A summary of Taxiway's own (all errors of a configuration, say): more room than a peer's text.
+fn long(text: &str) -> &str {
+    clip_to(text, 8 * 1024)
+}
+
+/// To the microsecond: enough for a queue that is usually empty, short enough to read.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests;
