@@ -1,7 +1,7 @@
 //! Taxiway: a layer-4/7 reverse proxy and load balancer for GitHub Copilot CLI servers.
 //!
 //! A pure core decides; a thin tokio shell moves bytes and time; a control plane publishes facts.
-//! Life of a frame: socket → `proxy::driver` → [`core::frame`] (cut) → [`core::scan`] (kind and
+//! Life of a frame: socket → [`proxy::driver`] → [`core::frame`] (cut) → [`core::scan`] (kind and
 //! spans) → [`core::mux`] (session → backend → id swap) → outbox → socket of the backend; back by
 //! the same road. `docs/architecture.md` is the map.
 //!
@@ -11,3 +11,5 @@
 pub mod config;
 pub mod core;
 pub mod observe;
+pub mod proxy;
+pub mod store;

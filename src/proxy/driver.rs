@@ -1,0 +1,883 @@
+//! One task per client connection: moves bytes between its sockets and its multiplexer, and carries
+//! out what the multiplexer asks for. Chooses nothing itself.
+//!
+//! All sockets of the connection live in this one task, so a frame crosses no channel and wakes no
+//! other task. Bytes are read into a buffer that all connections of a thread share, and a run of
+//! frames that pass unchanged is written from there; an idle connection owns no buffer.
+
+use std::{
+    cell::RefCell,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as Task, Poll},
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::TcpStream,
+    time::Sleep,
+};
+
+use super::{
+    Rules, Shared,
+    hub::{Mailbox, Message},
+    locator::{self, Locating},
+    outbuf::OutBuf,
+    port::{Alive, Boxed},
+    services, socket,
+};
+use crate::{
+    core::{
+        event::{ClosedBy, Direction, Event, FrameKind, PlacementReason},
+        id::{BackendName, ConnectionId},
+        mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId, Tally},
+        snapshot::Snapshot,
+    },
+    observe::BackendMetrics,
+};
+
+/// The shared read buffer of a thread.
+const SCRATCH: usize = 128 * 1024;
+
+/// The start of a frame up to this size is copied in front of the next read, so that the rest of
+/// the run still passes from the shared buffer.
+const CARRY: usize = SCRATCH / 2;
+
+/// Beyond this many bytes that a client has not taken, its backends are not read: they feel it.
+const CLIENT_HIGH: usize = 256 * 1024;
+
+/// Beyond this many bytes that a backend has not taken, the client is not read.
+const UPSTREAM_HIGH: usize = 1024 * 1024;
+
+/// Rounds of work before other connections get their turn.
+const ROUNDS: usize = 16;
+
+/// How long the last bytes may take to leave when a connection is closed.
+const LINGER: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a started piece of work ends with.
+enum Done {
+    Connected(SlotId, io::Result<TcpStream>),
+    Located(
+        u64,
+        bool,
+        locator::Outcome,
+        Option<crate::core::id::SessionId>,
+    ),
+    Served(u64, Served),
+}
+
+struct Upstream {
+    slot: SlotId,
+    socket: TcpStream,
+    input: Vec<u8>,
+    /// When the last bytes of a frame came whose end has not come.
+    partial_since: Option<Instant>,
+    output: OutBuf,
+    activity: Option<Arc<dyn Alive>>,
+    metrics: Arc<BackendMetrics>,
+}
+
+/// The task of one client connection.
+pub struct Driver {
+    shared: Shared,
+    rules: Arc<Rules>,
+    id: ConnectionId,
+    peer: SocketAddr,
+    opened: Instant,
+    /// The wall clock of this round.
+    wall: SystemTime,
+    mux: Mux,
+    client: TcpStream,
+    client_in: Vec<u8>,
+    client_out: OutBuf,
+    upstreams: Vec<Option<Upstream>>,
+    work: FuturesUnordered<Boxed<Done>>,
+    mailbox: Arc<Mailbox>,
+    sleep: Pin<Box<Sleep>>,
+    armed: Option<Instant>,
+    out: Outbox,
+    /// Why, and since when the connection is being closed.
+    closing: Option<(&'static str, Instant)>,
+    client_gone: bool,
+}
+
+impl Driver {
+    /// The task of a connection that was just accepted.
+    pub fn new(shared: Shared, id: ConnectionId, peer: SocketAddr, client: TcpStream) -> Self {
+        let rules = shared.rules.load_full();
+        let now = Instant::now();
+        let mux = Mux::new(id, peer, now, &rules.mux);
+        let mailbox = shared.hub.join(id);
+        Self {
+            shared,
+            id,
+            peer,
+            opened: now,
+            wall: SystemTime::now(),
+            mux,
+            client,
+            client_in: Vec::new(),
+            client_out: OutBuf::default(),
+            upstreams: Vec::new(),
+            work: FuturesUnordered::new(),
+            mailbox,
+            sleep: Box::pin(tokio::time::sleep_until(now.into())),
+            armed: None,
+            out: Outbox::new(),
+            closing: None,
+            client_gone: false,
+            rules,
+        }
+    }
+
+    /// Runs until the connection has ended.
+    pub async fn run(mut self) {
+        let metrics = self.shared.observer.metrics();
+        metrics.downstream_opened();
+        self.shared.observer.record(&Event::ConnectionOpened {
+            connection: self.id,
+            client: self.peer,
+        });
+        std::future::poll_fn(|task| self.poll(task)).await;
+        // From here on nobody hears this connection, so nothing may count it as attached.
+        self.shared.hub.leave(self.id);
+        self.shared.providers.leave(self.id);
+        let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
+        let closed_by = match reason {
+            "client closed" => ClosedBy::Client,
+            "drained" | "Taxiway is shutting down" => ClosedBy::Operator,
+            _ => ClosedBy::Proxy,
+        };
+        self.shared.observer.metrics().downstream_closed();
+        self.shared.observer.record(&Event::ConnectionClosed {
+            connection: self.id,
+            client: self.peer,
+            closed_by,
+            reason: reason.into(),
+            duration: self.opened.elapsed(),
+        });
+    }
+
+    fn poll(&mut self, task: &mut Task<'_>) -> Poll<()> {
+        let polled = self.poll_rounds(task);
+        self.tally();
+        polled
+    }
+
+    fn poll_rounds(&mut self, task: &mut Task<'_>) -> Poll<()> {
+        let snapshot = self.shared.pool.snapshot();
+        self.follow_rules();
+        for _ in 0..ROUNDS {
+            let now = Instant::now();
+            self.wall = SystemTime::now();
+            let mut progress = self.poll_writes(now, &snapshot, task);
+            if let Some((_, since)) = self.closing {
+                let late = now.saturating_duration_since(since) >= LINGER;
+                if self.client_out.is_empty() || self.client_gone || late {
+                    return Poll::Ready(());
+                }
+                // Nothing else is due any more: only the last bytes, or the end of their time.
+                self.sleep.as_mut().reset((since + LINGER).into());
+                self.armed = None;
+                if self.sleep.as_mut().poll(task).is_ready() {
+                    return Poll::Ready(());
+                }
+                return Poll::Pending;
+            }
+            progress |= self.poll_mailbox(now, &snapshot, task);
+            progress |= self.poll_work(now, &snapshot, task);
+            progress |= self.poll_upstreams(now, &snapshot, task);
+            progress |= self.poll_client(now, &snapshot, task);
+            progress |= self.poll_timer(now, &snapshot, task);
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+        task.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Whether so much waits for the client that its backends are not read.
+    fn client_is_full(&self) -> bool {
+        self.client_out.len() >= CLIENT_HIGH
+    }
+
+    /// A reload replaces the rules; connections that are open follow it.
+    fn follow_rules(&mut self) {
+        let rules = self.shared.rules.load();
+        if !Arc::ptr_eq(&rules, &self.rules) {
+            self.rules = Arc::clone(&rules);
+        }
+    }
+
+    /// One step of the multiplexer, and everything that follows from it.
+    fn step(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+        input: &[u8],
+        handle: impl FnOnce(&mut Mux, &Context<'_>, &mut Outbox) -> usize,
+    ) -> usize {
+        let rules = self.rules.clone();
+        let cx = Context {
+            now,
+            wall: self.wall,
+            snapshot,
+            settings: &rules.mux,
+        };
+        let used = handle(&mut self.mux, &cx, &mut self.out);
+        let mut input = input;
+        loop {
+            let failed = self.write(input, now, task);
+            self.out.clear();
+            input = &[];
+            for slot in failed {
+                self.drop_upstream(slot);
+                self.mux
+                    .handle_upstream_closed(&cx, slot, "write failed", &mut self.out);
+            }
+            if self.client_gone && self.closing.is_none() {
+                self.mux.handle_client_closed(&cx);
+            }
+            while let Some(output) = self.mux.poll_output() {
+                self.carry_out(&cx, output);
+            }
+            if self.out.is_empty() {
+                break;
+            }
+        }
+        used
+    }
+
+    /// Writes the outbox; returns the upstream connections that broke.
+    fn write(&mut self, input: &[u8], now: Instant, task: &mut Task<'_>) -> Vec<SlotId> {
+        let Self {
+            out,
+            client,
+            client_out,
+            upstreams,
+            client_gone,
+            ..
+        } = self;
+        let mut failed = Vec::new();
+        if out.is_empty() {
+            return failed;
+        }
+        let mut slices = [IoSlice::new(&[]); 64];
+        let mut writes = out.iter(input).peekable();
+        while let Some((dest, bytes)) = writes.next() {
+            slices[0] = IoSlice::new(bytes);
+            let mut count = 1;
+            while count < slices.len()
+                && let Some((_, more)) = writes.next_if(|(next, _)| *next == dest)
+            {
+                slices[count] = IoSlice::new(more);
+                count += 1;
+            }
+            let slices = &slices[..count];
+            match dest {
+                Dest::Client if !*client_gone => {
+                    if client_out.write(client, slices, now, task).is_err() {
+                        *client_gone = true;
+                    }
+                }
+                Dest::Client => {}
+                Dest::Upstream(slot) => {
+                    let upstream = upstreams.get_mut(slot.index()).and_then(Option::as_mut);
+                    let Some(upstream) = upstream.filter(|u| u.slot == slot) else {
+                        continue;
+                    };
+                    if upstream
+                        .output
+                        .write(&mut upstream.socket, slices, now, task)
+                        .is_err()
+                    {
+                        failed.push(slot);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn carry_out(&mut self, cx: &Context<'_>, output: Output) {
+        let Shared {
+            store, observer, ..
+        } = &self.shared;
+        match output {
+            Output::Connect { slot, backend } => self.connect(slot, &backend),
+            Output::CloseUpstream { slot } => self.drop_upstream(slot),
+            Output::Locate(question) => {
+                let (ticket, attaches) = (question.ticket, question.purpose.attaches());
+                match locator::locate(&self.shared, &self.rules, self.id, &question) {
+                    Locating::Done(outcome) => {
+                        self.mux.handle_located(cx, ticket, outcome, &mut self.out);
+                    }
+                    Locating::Asking(future) => {
+                        let session = question.session;
+                        self.work.push(Box::pin(async move {
+                            Done::Located(ticket, attaches, future.await, session)
+                        }));
+                    }
+                }
+            }
+            Output::Serve(call) => {
+                let ticket = call.ticket;
+                let future = services::serve(&self.shared, &self.rules, self.id, call);
+                self.work
+                    .push(Box::pin(async move { Done::Served(ticket, future.await) }));
+            }
+            Output::ProviderAnswer { token, body, id } => {
+                self.shared.providers.answer(token, &body, id);
+            }
+            Output::Release(session) => {
+                store.lock().release(cx.now, session.as_str(), self.id);
+            }
+            Output::Adopt { session, backend } => {
+                store.claim(&session, &backend, self.id);
+            }
+            Output::Closed { session, backend } => {
+                let mut directory = store.lock();
+                if directory.known(cx.now, session.as_str()).owner.as_ref() == Some(&backend) {
+                    directory.close(session.as_str());
+                }
+            }
+            Output::Deleted(session) => store.lock().delete(cx.now, &session),
+            Output::History { session, backend } => {
+                store.lock().learn_history(cx.now, &session, &backend);
+            }
+            Output::TurnBegan(session) => {
+                store.lock().begin_turn(session.as_str(), self.id);
+            }
+            Output::TurnEnded(mut record) => {
+                let reports = store.lock().end_turn(record.session.as_str(), self.id);
+                if reports {
+                    record.user = self
+                        .rules
+                        .user_of(record.session.as_str())
+                        .map(Arc::<str>::from);
+                    observer.record(&Event::Turn(record));
+                }
+            }
+            Output::Unreachable { backend } => self.shared.pool.report_unreachable(&backend),
+            Output::Violation { backend, what } => {
+                self.shared.pool.report_violation(&backend, what);
+            }
+            Output::CallEnded {
+                class,
+                outcome,
+                took,
+            } => {
+                observer.metrics().call(class, outcome, took);
+            }
+            Output::Event(event) => {
+                if let Event::Placement {
+                    backend, reason, ..
+                } = &event
+                    && *reason != PlacementReason::Owner
+                {
+                    observer.metrics().backend(backend).session_opened();
+                }
+                observer.record(&event);
+            }
+            Output::Close { reason } => self.closing = Some((reason, cx.now)),
+        }
+    }
+
+    fn connect(&mut self, slot: SlotId, backend: &BackendName) {
+        // Not the picture of this step: the backend may have been chosen by a newer one.
+        let address = self
+            .shared
+            .pool
+            .snapshot()
+            .get(backend)
+            .map(|b| b.address.clone());
+        let keepalive = self.rules.tcp_keepalive;
+        self.work.push(Box::pin(async move {
+            let connected = match address {
+                Some(address) => socket::connect(&address, keepalive).await,
+                None => Err(io::ErrorKind::AddrNotAvailable.into()),
+            };
+            Done::Connected(slot, connected)
+        }));
+        let at = slot.index();
+        if self.upstreams.len() <= at {
+            self.upstreams.resize_with(at + 1, || None);
+        }
+    }
+
+    fn drop_upstream(&mut self, slot: SlotId) {
+        if let Some(place) = self.upstreams.get_mut(slot.index())
+            && place.as_ref().is_some_and(|u| u.slot == slot)
+            && let Some(upstream) = place.take()
+        {
+            upstream.metrics.upstream_closed();
+        }
+    }
+
+    /// Counts what went through: a few additions per read, not per frame.
+    fn tally(&mut self) {
+        let tally = self.mux.poll_tally();
+        if tally == Tally::default() {
+            return;
+        }
+        let metrics = self.shared.observer.metrics();
+        for direction in [Direction::ClientToBackend, Direction::BackendToClient] {
+            let bytes = tally.bytes(direction);
+            if bytes > 0 {
+                metrics.add_bytes(direction, bytes);
+            }
+            for kind in [
+                FrameKind::Request,
+                FrameKind::Notification,
+                FrameKind::Response,
+                FrameKind::Error,
+                FrameKind::Invalid,
+            ] {
+                let frames = tally.frames(direction, kind);
+                if frames > 0 {
+                    metrics.add_frames(direction, kind, frames);
+                }
+            }
+        }
+    }
+
+    fn poll_writes(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+        if !self.client_gone && self.client_out.flush(&mut self.client, now, task).is_err() {
+            self.client_gone = true;
+            self.step(now, snapshot, task, &[], |_, _, _| 0);
+        }
+        let mut broken = Vec::new();
+        for upstream in self.upstreams.iter_mut().flatten() {
+            if upstream
+                .output
+                .flush(&mut upstream.socket, now, task)
+                .is_err()
+            {
+                broken.push(upstream.slot);
+            }
+        }
+        for slot in &broken {
+            self.upstream_ended(now, snapshot, task, *slot, "write failed");
+        }
+        !broken.is_empty()
+    }
+
+    fn upstream_ended(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+        slot: SlotId,
+        why: &'static str,
+    ) {
+        self.drop_upstream(slot);
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            mux.handle_upstream_closed(cx, slot, why, out);
+            0
+        });
+    }
+
+    fn poll_mailbox(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+    ) -> bool {
+        let mut progress = false;
+        // A client that does not read is not sent more news: its mailbox overflows instead.
+        while !self.client_is_full()
+            && let Poll::Ready(message) = self.mailbox.poll_next(task)
+        {
+            progress = true;
+            match message {
+                Message::Lifecycle(frame) => {
+                    self.step(now, snapshot, task, &[], |mux, _, out| {
+                        mux.handle_lifecycle(&frame, out);
+                        0
+                    });
+                }
+                Message::ProviderRequest { token, body } => {
+                    let mut asked = false;
+                    self.step(now, snapshot, task, &[], |mux, _, out| {
+                        asked = mux.handle_provider_request(token, &body, out);
+                        0
+                    });
+                    if !asked {
+                        self.shared.providers.refused(token);
+                    }
+                }
+                Message::Drain => {
+                    self.step(now, snapshot, task, &[], |mux, _, _| {
+                        mux.handle_drain();
+                        0
+                    });
+                }
+                Message::Shutdown => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_shutdown(cx, out);
+                        0
+                    });
+                }
+            }
+            if self.closing.is_some() {
+                break;
+            }
+        }
+        let lost = self.mailbox.poll_lost();
+        for _ in 0..lost {
+            self.shared.observer.metrics().limit_hit("mailbox");
+        }
+        progress
+    }
+
+    fn poll_work(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+        let mut progress = false;
+        while !self.work.is_empty()
+            && let Poll::Ready(Some(done)) = self.work.poll_next_unpin(task)
+        {
+            progress = true;
+            match done {
+                Done::Connected(slot, Ok(socket)) => {
+                    self.upstream_connected(now, snapshot, task, slot, socket);
+                }
+                Done::Connected(slot, Err(_)) => {
+                    self.upstream_ended(now, snapshot, task, slot, "connect failed");
+                }
+                Done::Located(ticket, attaches, outcome, session) => {
+                    if self.mux.is_closed() {
+                        if let (true, Ok(_), Some(session)) = (attaches, &outcome, session) {
+                            self.shared
+                                .store
+                                .lock()
+                                .release(now, session.as_str(), self.id);
+                        }
+                        continue;
+                    }
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_located(cx, ticket, outcome, out);
+                        0
+                    });
+                }
+                Done::Served(ticket, served) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_served(cx, ticket, &served, out);
+                        0
+                    });
+                }
+            }
+        }
+        progress
+    }
+
+    fn upstream_connected(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+        slot: SlotId,
+        socket: TcpStream,
+    ) {
+        let Some(backend) = self.mux.backend_of(slot).cloned() else {
+            return;
+        };
+        let metrics = self.shared.observer.metrics().backend(&backend);
+        metrics.upstream_opened();
+        let activity = self.shared.pool.activity(&backend);
+        self.upstreams[slot.index()] = Some(Upstream {
+            slot,
+            socket,
+            input: Vec::new(),
+            partial_since: None,
+            output: OutBuf::default(),
+            activity,
+            metrics,
+        });
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            mux.handle_upstream_connected(cx, slot, out);
+            0
+        });
+    }
+
+    fn poll_upstreams(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+    ) -> bool {
+        let mut progress = false;
+        for at in 0..self.upstreams.len() {
+            if self.client_is_full() || self.closing.is_some() {
+                break;
+            }
+            let Some(upstream) = &mut self.upstreams[at] else {
+                continue;
+            };
+            let slot = upstream.slot;
+            if upstream.socket.poll_read_ready(task).is_pending() {
+                continue;
+            }
+            let mut buffer = take_buffer();
+            let kept = carry_over(&mut upstream.input, &mut buffer);
+            let read = read(
+                &mut upstream.socket,
+                &mut upstream.input,
+                &mut buffer,
+                kept,
+                task,
+            );
+            let (input, whole) = match read {
+                Poll::Pending => {
+                    restore(&mut upstream.input, &buffer[..kept]);
+                    give_back(buffer);
+                    continue;
+                }
+                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
+                    give_back(buffer);
+                    progress = true;
+                    let why = if matches!(read, Poll::Ready(Ok(_))) {
+                        "the backend closed the connection"
+                    } else {
+                        "the connection to the backend broke"
+                    };
+                    self.upstream_ended(now, snapshot, task, slot, why);
+                    continue;
+                }
+                Poll::Ready(Ok(n)) => (kept + n, !upstream.input.is_empty()),
+            };
+            progress = true;
+            if let Some(activity) = &upstream.activity {
+                activity.mark();
+            }
+            let large = std::mem::take(&mut upstream.input);
+            let bytes = if whole { &large[..] } else { &buffer[..input] };
+            let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
+                mux.handle_upstream(cx, slot, bytes, out)
+            });
+            if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {
+                keep_rest(&mut upstream.input, large, &buffer[..input], whole, used);
+                upstream.partial_since = (!upstream.input.is_empty()).then_some(now);
+            }
+            give_back(buffer);
+        }
+        progress
+    }
+
+    fn poll_client(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+        let pressed = self
+            .upstreams
+            .iter()
+            .flatten()
+            .any(|u| u.output.len() >= UPSTREAM_HIGH);
+        if pressed || !self.mux.wants_client_input() || self.closing.is_some() || self.client_gone {
+            self.mux.handle_client_unread(now);
+            return false;
+        }
+        if self.client.poll_read_ready(task).is_pending() {
+            return false;
+        }
+        let mut buffer = take_buffer();
+        let kept = carry_over(&mut self.client_in, &mut buffer);
+        let (input, whole) = match read(
+            &mut self.client,
+            &mut self.client_in,
+            &mut buffer,
+            kept,
+            task,
+        ) {
+            Poll::Pending => {
+                restore(&mut self.client_in, &buffer[..kept]);
+                give_back(buffer);
+                return false;
+            }
+            Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
+                give_back(buffer);
+                self.step(now, snapshot, task, &[], |mux, cx, _| {
+                    mux.handle_client_closed(cx);
+                    0
+                });
+                return true;
+            }
+            Poll::Ready(Ok(n)) => (kept + n, !self.client_in.is_empty()),
+        };
+        let large = std::mem::take(&mut self.client_in);
+        let bytes = if whole { &large[..] } else { &buffer[..input] };
+        let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
+            mux.handle_client(cx, bytes, out)
+        });
+        keep_rest(&mut self.client_in, large, &buffer[..input], whole, used);
+        give_back(buffer);
+        true
+    }
+
+    fn poll_timer(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+        if !self.arm(now, task) {
+            return false;
+        }
+        self.armed = None;
+        let stall = self.rules.write_stall;
+        let stalled = |out: &OutBuf| out.stalled_since().is_some_and(|at| now >= at + stall);
+        if stalled(&self.client_out) {
+            self.shared
+                .observer
+                .metrics()
+                .limit_hit("listener.write_stall");
+            self.closing = Some(("the client read nothing for listener.write_stall", now));
+            self.client_gone = true;
+            self.step(now, snapshot, task, &[], |mux, cx, _| {
+                mux.handle_client_closed(cx);
+                0
+            });
+            return true;
+        }
+        let stuck: Vec<SlotId> = self
+            .upstreams
+            .iter()
+            .flatten()
+            .filter(|u| stalled(&u.output))
+            .map(|u| u.slot)
+            .collect();
+        for slot in stuck {
+            self.upstream_ended(
+                now,
+                snapshot,
+                task,
+                slot,
+                "the backend read nothing for too long",
+            );
+        }
+        let patience = self.rules.mux.frame_timeout;
+        let cut: Vec<SlotId> = self
+            .upstreams
+            .iter()
+            .flatten()
+            .filter(|_| !self.client_is_full())
+            .filter(|u| u.partial_since.is_some_and(|at| now >= at + patience))
+            .map(|u| u.slot)
+            .collect();
+        for slot in cut {
+            // The multiplexer knows that this is a violation.
+            let why = "the backend stopped in the middle of a frame";
+            self.upstream_ended(now, snapshot, task, slot, why);
+        }
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            mux.handle_timeout(cx, out);
+            0
+        });
+        true
+    }
+
+    /// Sets the timer to the next deadline; true if one is due.
+    fn arm(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
+        let stall = self.rules.write_stall;
+        let stalls = std::iter::once(&self.client_out)
+            .chain(self.upstreams.iter().flatten().map(|u| &u.output))
+            .filter_map(|out| out.stalled_since().map(|at| at + stall));
+        // Backends are not read while the client takes nothing, so they cannot be late then.
+        let patience = self.rules.mux.frame_timeout;
+        let partial = self
+            .upstreams
+            .iter()
+            .flatten()
+            .filter(|_| !self.client_is_full())
+            .filter_map(|u| u.partial_since.map(|at| at + patience));
+        let next = self
+            .mux
+            .poll_timeout(&self.rules.mux)
+            .into_iter()
+            .chain(stalls)
+            .chain(partial);
+        let Some(next) = next.min() else { return false };
+        if next <= now {
+            return true;
+        }
+        if self.armed != Some(next) {
+            self.armed = Some(next);
+            self.sleep.as_mut().reset(next.into());
+        }
+        self.sleep.as_mut().poll(task).is_ready()
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+fn take_buffer() -> Vec<u8> {
+    let mut buffer = BUFFER.with(|b| std::mem::take(&mut *b.borrow_mut()));
+    if buffer.len() < SCRATCH {
+        buffer.resize(SCRATCH, 0);
+    }
+    buffer
+}
+
+fn give_back(buffer: Vec<u8>) {
+    BUFFER.with(|b| *b.borrow_mut() = buffer);
+}
+
+/// Moves the start of a frame in front of the shared buffer, if it is small. Returns its size
+/// there; 0 and a non-empty `input` mean that reading goes on in `input`.
+fn carry_over(input: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
+    let kept = input.len();
+    if kept == 0 || kept > CARRY {
+        return 0;
+    }
+    buffer[..kept].copy_from_slice(input);
+    *input = Vec::new();
+    kept
+}
+
+/// Nothing came: the start of the frame goes back to its connection.
+fn restore(input: &mut Vec<u8>, kept: &[u8]) {
+    if !kept.is_empty() {
+        input.extend_from_slice(kept);
+    }
+}
+
+/// Reads once, behind `kept` bytes of the shared buffer, or at the end of `input` if a large frame
+/// gathers there.
+fn read(
+    socket: &mut TcpStream,
+    input: &mut Vec<u8>,
+    buffer: &mut [u8],
+    kept: usize,
+    task: &mut Task<'_>,
+) -> Poll<io::Result<usize>> {
+    if input.is_empty() {
+        let mut space = ReadBuf::new(&mut buffer[kept..]);
+        return Pin::new(socket)
+            .poll_read(task, &mut space)
+            .map_ok(|()| space.filled().len());
+    }
+    let mut space = ReadBuf::new(buffer);
+    let read = Pin::new(socket)
+        .poll_read(task, &mut space)
+        .map_ok(|()| space.filled().len());
+    if let Poll::Ready(Ok(n)) = read {
+        input.extend_from_slice(&buffer[..n]);
+    }
+    read
+}
+
+/// What was not used up waits with its connection for the rest of its frame.
+fn keep_rest(input: &mut Vec<u8>, large: Vec<u8>, shared: &[u8], whole: bool, used: usize) {
+    *input = match (whole, used) {
+        (true, 0) => large,
+        (true, used) => large[used..].to_vec(),
+        (false, used) => shared[used..].to_vec(),
+    };
+}

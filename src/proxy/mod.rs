@@ -1,0 +1,82 @@
+//! Data plane: client connections and their upstream connections. No routing choice, no file, no
+//! HTTP.
+
+pub mod driver;
+pub mod hub;
+pub mod listener;
+mod locator;
+mod outbuf;
+pub mod port;
+pub mod providers;
+mod relay;
+mod services;
+mod socket;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use self::{hub::Hub, port::Pool, providers::Providers};
+use crate::{
+    core::{balance::Policy, locate, mux::Settings},
+    observe::Observer,
+    store::Store,
+};
+
+/// What every connection is given.
+#[derive(Clone)]
+pub struct Shared {
+    /// The control plane, as far as the data plane may see it.
+    pub pool: Arc<dyn Pool>,
+    /// The directory of sessions.
+    pub store: Store,
+    /// Where what happened goes.
+    pub observer: Observer,
+    /// News for all connections.
+    pub hub: Hub,
+    /// The configuration in force.
+    pub rules: Arc<ArcSwap<Rules>>,
+    /// Who is the process-wide provider of the pool.
+    pub providers: Providers,
+}
+
+/// The part of the configuration that the data plane obeys. Replaced whole by a reload.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// What each multiplexer obeys.
+    pub mux: Settings,
+    /// How new sessions are placed.
+    pub policy: Policy,
+    /// Sticky placement hashes the user, where a session's id tells one.
+    pub key_is_user: bool,
+    /// Reads the user out of a session's id.
+    pub session_id_user: Option<regex::Regex>,
+    /// Route each session by itself, or a whole connection by its first key.
+    pub by_connection: bool,
+    /// How long questions to several backends wait for a silent one.
+    pub aggregate_timeout: std::time::Duration,
+    /// Keep-alive probes on both legs.
+    pub tcp_keepalive: Option<std::time::Duration>,
+    /// A peer that reads nothing for so long with a full buffer is given up.
+    pub write_stall: std::time::Duration,
+    /// Client connections at a time.
+    pub connections: usize,
+}
+
+impl Rules {
+    /// The user that a session's id names.
+    pub fn user_of<'a>(&self, session: &'a str) -> Option<&'a str> {
+        let user = self
+            .session_id_user
+            .as_ref()?
+            .captures(session)?
+            .name("user")?;
+        Some(user.as_str())
+    }
+
+    /// What sticky placement hashes for this session.
+    pub fn key_of<'a>(&self, session: &'a str) -> &'a str {
+        let user = self.key_is_user.then(|| self.user_of(session)).flatten();
+        locate::routing_key(user, session)
+    }
+}

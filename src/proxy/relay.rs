@@ -1,0 +1,461 @@
+//! The layer-4 choice (`routing.granularity = "connection"`): frames are read only until the first
+//! that gives a key, then bytes are relayed to that backend, whatever they are.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::{Instant, SystemTime},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes},
+    net::TcpStream,
+};
+
+use super::{Rules, Shared, hub::Message, socket};
+use crate::core::{
+    connect,
+    event::{ClosedBy, Direction, Event, FrameKind},
+    frame::{Cut, Cutter, FrameError},
+    id::{BackendName, ConnectionId, SessionId},
+    locate::Refusal,
+    reply::{self, ProxyError},
+    route::{self, Class},
+    scan::{self, Kind},
+};
+
+/// Size of the relay's two buffers.
+const BUFFER: usize = 64 * 1024;
+
+/// What the first frames have led to.
+enum Greeting {
+    /// Relay to the backend of this key; the bytes so far go first.
+    Route {
+        key: String,
+        session: Option<SessionId>,
+        read: Vec<u8>,
+        options: Box<connect::Options>,
+    },
+    /// The connection ends.
+    End(ClosedBy, String),
+}
+
+/// Runs one client connection to its end.
+pub(super) async fn run(shared: Shared, id: ConnectionId, client: SocketAddr, stream: TcpStream) {
+    let observer = shared.observer.clone();
+    let opened = Instant::now();
+    observer.metrics().downstream_opened();
+    observer.record(&Event::ConnectionOpened {
+        connection: id,
+        client,
+    });
+    let mailbox = shared.hub.join(id);
+    let rules = shared.rules.load_full();
+    let mut stream = stream;
+    let routed = AtomicBool::new(false);
+    let (closed_by, reason) = tokio::select! {
+        ended = serve(&shared, &rules, id, &mut stream, &routed) => ended,
+        reason = shut_down(&mailbox, &routed) => (ClosedBy::Operator, reason.to_owned()),
+    };
+    shared.hub.leave(id);
+    observer.metrics().downstream_closed();
+    observer.record(&Event::ConnectionClosed {
+        connection: id,
+        client,
+        closed_by,
+        reason: reason.into(),
+        duration: opened.elapsed(),
+    });
+}
+
+/// Bytes say nothing of turns, so a relayed connection lives through a drain and ends with it. One
+/// that is not relayed yet has nothing to lose.
+async fn shut_down(mailbox: &super::hub::Mailbox, routed: &AtomicBool) -> &'static str {
+    std::future::poll_fn(|task| {
+        loop {
+            match mailbox.poll_next(task) {
+                Poll::Ready(Message::Shutdown) => return Poll::Ready("Taxiway is shutting down"),
+                Poll::Ready(Message::Drain) if !routed.load(Ordering::Relaxed) => {
+                    return Poll::Ready("drained");
+                }
+                Poll::Ready(_) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+async fn serve(
+    shared: &Shared,
+    rules: &Arc<Rules>,
+    id: ConnectionId,
+    stream: &mut TcpStream,
+    routed: &AtomicBool,
+) -> (ClosedBy, String) {
+    let greeting = match Front::new(shared, rules, id).greet(stream).await {
+        Ok(greeting) => greeting,
+        Err(error) => return (ClosedBy::Client, error.to_string()),
+    };
+    let (key, session, read, options) = match greeting {
+        Greeting::Route {
+            key,
+            session,
+            read,
+            options,
+        } => (key, session, read, options),
+        Greeting::End(closed_by, reason) => return (closed_by, reason),
+    };
+    // A backend that cannot be reached is passed over: nothing of the client's has left yet.
+    let snapshot = shared.pool.snapshot();
+    let mut pool = (*snapshot).clone();
+    let upstream = loop {
+        let Some((backend, reason)) = shared.store.place(rules.policy, &key, &pool) else {
+            return (ClosedBy::Proxy, "no usable backend".to_owned());
+        };
+        match open(shared, rules, &snapshot, &backend, &options).await {
+            Ok(upstream) => {
+                if let Some(session) = session {
+                    shared.observer.record(&Event::Placement {
+                        connection: id,
+                        session,
+                        backend: backend.clone(),
+                        reason,
+                    });
+                }
+                break (backend, upstream);
+            }
+            Err(_) => {
+                shared.pool.report_unreachable(&backend);
+                pool.backends.retain(|b| b.name != backend);
+            }
+        }
+    };
+    let (backend, mut upstream) = upstream;
+    routed.store(true, Ordering::Relaxed);
+    let metrics = shared.observer.metrics().backend(&backend);
+    metrics.upstream_opened();
+    let ended = relay(shared, &backend, stream, &mut upstream, &read).await;
+    metrics.upstream_closed();
+    ended
+}
+
+async fn relay(
+    shared: &Shared,
+    backend: &BackendName,
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
+    first: &[u8],
+) -> (ClosedBy, String) {
+    if let Err(error) = upstream.write_all(first).await {
+        return (ClosedBy::Backend, format!("{backend}: {error}"));
+    }
+    let metrics = shared.observer.metrics();
+    metrics.add_bytes(Direction::ClientToBackend, first.len() as u64);
+    match copy_bidirectional_with_sizes(client, upstream, BUFFER, BUFFER).await {
+        Ok((up, down)) => {
+            metrics.add_bytes(Direction::ClientToBackend, up);
+            metrics.add_bytes(Direction::BackendToClient, down);
+            (ClosedBy::Client, "client closed".to_owned())
+        }
+        Err(error) => (ClosedBy::Backend, format!("{backend}: {error}")),
+    }
+}
+
+/// Connects to `backend` and does its handshake in the client's place.
+async fn open(
+    shared: &Shared,
+    rules: &Rules,
+    snapshot: &crate::core::snapshot::Snapshot,
+    backend: &BackendName,
+    options: &connect::Options,
+) -> io::Result<TcpStream> {
+    let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+    let entry = snapshot.get(backend).ok_or_else(refused)?;
+    let greet = async {
+        let mut upstream = socket::connect(&entry.address, rules.tcp_keepalive).await?;
+        let params = connect::upstream_params(options, entry.token.as_ref());
+        let mut hello = Vec::new();
+        reply::request(&mut hello, b"0", "connect", &params);
+        upstream.write_all(&hello).await?;
+        let mut answers = Answers::new(rules);
+        loop {
+            let body = answers.next(&mut upstream).await?;
+            let Ok(head) = scan::scan_backend(&body) else {
+                return Err(refused());
+            };
+            match head.kind {
+                Kind::Result => return Ok(upstream),
+                Kind::Error => return Err(refused()),
+                Kind::Request | Kind::Notification => {}
+            }
+        }
+    };
+    let _ = shared;
+    tokio::time::timeout(rules.aggregate_timeout, greet)
+        .await
+        .map_err(|_| refused())?
+}
+
+/// Frames of a backend during its handshake, read one by one so that nothing behind it is eaten.
+struct Answers {
+    cutter: Cutter,
+}
+
+impl Answers {
+    fn new(rules: &Rules) -> Self {
+        Self {
+            cutter: Cutter::new(rules.mux.frame),
+        }
+    }
+
+    async fn next(&mut self, stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+        let mut buffer = Vec::new();
+        loop {
+            // Byte by byte up to the header's end, then exactly the body: no byte of the next frame
+            // may be taken, since it is the relay's.
+            let want = match self.cutter.cut(&buffer) {
+                Ok(Cut::Frame { body, .. }) => return Ok(buffer[body].to_vec()),
+                Ok(Cut::Incomplete { total: Some(total) }) => total - buffer.len(),
+                Ok(Cut::Incomplete { total: None }) => 1,
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            };
+            let start = buffer.len();
+            buffer.resize(start + want, 0);
+            stream.read_exact(&mut buffer[start..]).await?;
+        }
+    }
+}
+
+/// The part that reads frames: up to the first that gives a key. It answers `connect`, `ping` and
+/// what is no message.
+struct Front<'a> {
+    shared: &'a Shared,
+    rules: &'a Rules,
+    id: ConnectionId,
+    options: connect::Options,
+    /// To be written.
+    answers: Vec<u8>,
+    errors: u64,
+}
+
+impl<'a> Front<'a> {
+    fn new(shared: &'a Shared, rules: &'a Rules, id: ConnectionId) -> Self {
+        Self {
+            shared,
+            rules,
+            id,
+            options: connect::Options::default(),
+            answers: Vec::new(),
+            errors: 0,
+        }
+    }
+
+    async fn greet(mut self, stream: &mut TcpStream) -> io::Result<Greeting> {
+        let mut cutter = Cutter::new(self.rules.mux.frame);
+        let mut buffer: Vec<u8> = Vec::new();
+        let mut greeted = false;
+        let mut partial_since = Instant::now();
+        loop {
+            match cutter.cut(&buffer) {
+                Ok(Cut::Frame { body, .. }) => {
+                    greeted = true;
+                    partial_since = Instant::now();
+                    let end = body.end;
+                    if let Some((key, session)) = self.key_of(&buffer[body]) {
+                        return Ok(Greeting::Route {
+                            key,
+                            session,
+                            read: buffer,
+                            options: Box::new(self.options),
+                        });
+                    }
+                    buffer.drain(..end);
+                    stream.write_all(&self.answers).await?;
+                    self.answers.clear();
+                    continue;
+                }
+                Ok(Cut::Incomplete { .. }) => {}
+                Err(error) => {
+                    self.shared.observer.metrics().add_frames(
+                        Direction::ClientToBackend,
+                        FrameKind::Invalid,
+                        1,
+                    );
+                    let (error, what) = (
+                        framing_error(&error),
+                        "the client sent something that is not a frame",
+                    );
+                    return self.end(stream, &error, what).await;
+                }
+            }
+            let (limit, patience, what) = if greeted {
+                (
+                    "limits.frame_timeout",
+                    self.rules.mux.frame_timeout,
+                    "a frame did not complete within limits.frame_timeout",
+                )
+            } else {
+                (
+                    "listener.handshake_timeout",
+                    self.rules.mux.handshake_timeout,
+                    "no frame within listener.handshake_timeout",
+                )
+            };
+            // A client that has said something may idle before its first session.
+            let idle = greeted && buffer.is_empty();
+            let read = stream.read_buf(&mut buffer);
+            let n = if idle {
+                let n = read.await?;
+                partial_since = Instant::now();
+                n
+            } else {
+                let deadline = partial_since + patience;
+                match tokio::time::timeout_at(deadline.into(), read).await {
+                    Ok(read) => read?,
+                    Err(_) => {
+                        let value = patience.as_millis() as u64;
+                        let error = ProxyError::LimitExceeded { limit, value };
+                        return self.end(stream, &error, what).await;
+                    }
+                }
+            };
+            if n == 0 {
+                return Ok(Greeting::End(ClosedBy::Client, "client closed".to_owned()));
+            }
+        }
+    }
+
+    /// Answers under no id, and ends.
+    async fn end(
+        mut self,
+        stream: &mut TcpStream,
+        error: &ProxyError,
+        what: &str,
+    ) -> io::Result<Greeting> {
+        self.refuse(reply::NULL_ID, "", error);
+        stream.write_all(&self.answers).await?;
+        Ok(Greeting::End(ClosedBy::Proxy, what.to_owned()))
+    }
+
+    fn refuse(&mut self, token: &[u8], method: &str, error: &ProxyError) {
+        self.errors += 1;
+        let reference = (self.id.0 << 20) | (self.errors & 0xf_ffff);
+        reply::error(&mut self.answers, token, error, reference);
+        let observer = &self.shared.observer;
+        if let Some(limit) = error.limit() {
+            observer.record(&Event::LimitHit {
+                connection: Some(self.id),
+                limit,
+            });
+        }
+        observer.record(&Event::ErrorAnswered {
+            reference,
+            connection: self.id,
+            method: method.into(),
+            session: None,
+            code: error.code(),
+            message: error.to_string().into(),
+        });
+    }
+
+    /// The key that a frame gives; none if it was answered here.
+    fn key_of(&mut self, body: &[u8]) -> Option<(String, Option<SessionId>)> {
+        let head = match scan::scan(body) {
+            Ok(head) => head,
+            Err(reject) => {
+                let token = reject
+                    .id
+                    .as_ref()
+                    .map_or(reply::NULL_ID, |id| id.token().of(body));
+                let error = if reject.code == -32700 {
+                    ProxyError::Parse(reject.message())
+                } else {
+                    ProxyError::InvalidRequest(reject.message())
+                };
+                self.shared.observer.metrics().add_frames(
+                    Direction::ClientToBackend,
+                    FrameKind::Invalid,
+                    1,
+                );
+                self.refuse(token, "", &error);
+                return None;
+            }
+        };
+        if let Some(session) = &head.session {
+            let session = session.get(body);
+            let key = self.rules.key_of(&session).to_owned();
+            return Some((key, Some(SessionId::from(&*session))));
+        }
+        let method = head
+            .method
+            .map(|m| m.get(body).into_owned())
+            .unwrap_or_default();
+        let token = head
+            .id
+            .as_ref()
+            .map_or(reply::NULL_ID, |id| id.token().of(body));
+        if head.kind != Kind::Request {
+            return None;
+        }
+        let class = route::classify(&method);
+        if class == Class::Ping {
+            let message = head.params.and_then(|p| ping_message(p.of(body)));
+            let now = SystemTime::now();
+            reply::pong(&mut self.answers, token, message.as_deref(), now);
+            return None;
+        }
+        if class == Class::Connect {
+            self.answer_connect(&head, body, token);
+            return None;
+        }
+        // A connection without any key of its own is spread by its number.
+        Some((self.id.to_string(), None))
+    }
+
+    fn answer_connect(&mut self, head: &scan::Head, body: &[u8], token: &[u8]) {
+        let params = head
+            .params
+            .and_then(|p| serde_json::from_slice(p.of(body)).ok());
+        let snapshot = self.shared.pool.snapshot();
+        let facts = connect::Facts::of(&snapshot).ok_or(ProxyError::NotLocated {
+            session: None,
+            why: Refusal::NoBackend,
+        });
+        let accepted = connect::parse(params)
+            .without_tokens()
+            .and_then(|options| facts.map(|facts| (options, facts)));
+        match accepted {
+            Ok((accepted, facts)) => {
+                let answer = connect::answer(&accepted, &facts);
+                reply::result(&mut self.answers, token, &answer);
+                self.options = accepted;
+            }
+            Err(error) => self.refuse(token, "connect", &error),
+        }
+    }
+}
+
+/// What the client is told of a header that cannot be taken.
+fn framing_error(error: &FrameError) -> ProxyError {
+    let (limit, value) = match error {
+        FrameError::FrameTooLong { limit, .. } => ("limits.frame", *limit),
+        FrameError::HeaderTooLong { limit, .. } => ("limits.header", *limit),
+        FrameError::MissingContentLength
+        | FrameError::BadContentLength { .. }
+        | FrameError::MalformedHeader => return ProxyError::Parse(error.to_string()),
+    };
+    let value = value as u64;
+    ProxyError::LimitExceeded { limit, value }
+}
+
+/// `params.message` of a ping, if it is a string.
+fn ping_message(params: &[u8]) -> Option<String> {
+    let params: serde_json::Value = serde_json::from_slice(params).ok()?;
+    params.get("message")?.as_str().map(str::to_owned)
+}

@@ -1,0 +1,5 @@
+//! What connections share: the directory of sessions. Sees no frames.
+
+mod memory;
+
+pub use memory::Store;
