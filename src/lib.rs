@@ -9,6 +9,7 @@
 //! `tests/architecture.rs` holds that, and the purity of `core`.
 
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod observe;
 pub mod proxy;

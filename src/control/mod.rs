@@ -1,0 +1,10 @@
+//! Control plane: health, pool, supervisor, reload, admin. Never sees a client's frame.
+
+mod connection;
+pub mod guard;
+mod health;
+pub mod pool;
+pub mod probe;
+pub mod reload;
+pub mod signal;
+pub mod supervisor;
