@@ -1,5 +1,6 @@
 //! Control plane: health, pool, supervisor, reload, admin. Never sees a client's frame.
 
+pub mod admin;
 mod connection;
 pub mod guard;
 mod health;
