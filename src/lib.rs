@@ -13,4 +13,5 @@ pub mod control;
 pub mod core;
 pub mod observe;
 pub mod proxy;
+pub mod sim;
 pub mod store;
