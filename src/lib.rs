@@ -8,6 +8,8 @@
 //! Imports point one way: `main → cli → app → {proxy, control} → {store, config, observe} → core`.
 //! `tests/architecture.rs` holds that, and the purity of `core`.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;

@@ -1,0 +1,446 @@
+//! Composition root: builds every room from a configuration, runs them, drains them.
+//!
+//! Sockets are bound first, so that a clash is known before anything is started. Nothing is decided
+//! here beyond the order of these steps.
+
+mod backstage;
+mod bridge;
+mod reload;
+mod start;
+
+use std::{
+    io,
+    process::ExitCode,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub use self::start::{Origin, Start};
+use self::{
+    backstage::{Stage, Stagehand},
+    bridge::{News, Port},
+    reload::Reloader,
+    start::Servers,
+};
+use crate::{
+    config::{self, Config},
+    control::{
+        admin::{AdminServer, Bound},
+        pool::{Pool, PoolOptions},
+        signal::{Signal, Signals},
+    },
+    core::{
+        balance::Policy,
+        event::Event,
+        frame::FrameLimits,
+        mux::{CreateExisting, Settings},
+        snapshot::{Backend, Health, Mode, Snapshot},
+    },
+    observe::{self, Observer},
+    proxy::{
+        Hub, Providers, Rules, Shared,
+        hub::Message,
+        listener::{self, Connections},
+    },
+    store::Store,
+};
+
+/// Exit code: an address cannot be bound, or something cannot be reached (sysexits EX_UNAVAILABLE).
+const UNAVAILABLE: u8 = 69;
+
+/// How long the first round of probes may hold back the first client.
+const FIRST_ROUND: Duration = Duration::from_secs(5);
+
+/// After the time to drain is over, connections get this long to take their last bytes.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Runs Taxiway until it is told to stop; returns the program's exit code.
+pub fn run(start: Start) -> ExitCode {
+    let wanted = &start.config.log;
+    let log = match observe::log::init(wanted.level, wanted.format) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("taxiway: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("taxiway: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async {
+        match bind(&start).await {
+            Ok((listener, admin)) => serve(start, listener, admin, log.clone()).await,
+            Err(code) => code,
+        }
+    });
+    // What still runs is a task that nobody waits for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    log.flush(Duration::from_secs(1));
+    code
+}
+
+async fn bind(start: &Start) -> Result<(TcpListener, Bound), ExitCode> {
+    let address = start.config.listener.address;
+    let listener = match listener::bind(address) {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("taxiway: cannot listen on {address}: {error}");
+            if error.kind() == io::ErrorKind::AddrInUse {
+                eprintln!("{}", start::who_is_there(address).await);
+            }
+            return Err(ExitCode::from(UNAVAILABLE));
+        }
+    };
+    let address = start.config.admin.address;
+    match AdminServer::bind(address) {
+        Ok(admin) => Ok((listener, admin)),
+        Err(error) => {
+            eprintln!("taxiway: cannot serve the admin address {address}: {error}");
+            Err(ExitCode::from(UNAVAILABLE))
+        }
+    }
+}
+
+/// What all parts of a running Taxiway hold on to.
+struct App {
+    config: Arc<ArcSwap<Config>>,
+    rules: Arc<ArcSwap<Rules>>,
+    shared: Shared,
+    pool: Pool,
+    connections: Connections,
+    stage: Arc<Stage>,
+    log: observe::log::LogHandle,
+    /// Ends the listener that accepts now; replaced when its address changes.
+    accepting: CancellationToken,
+    /// The socket of the admin server, for one with another token.
+    admin: Option<Bound>,
+    /// Ends the admin server that serves now.
+    administering: CancellationToken,
+    backstage: Arc<Stagehand>,
+}
+
+async fn serve(
+    start: Start,
+    listener: TcpListener,
+    admin: Bound,
+    log: observe::log::LogHandle,
+) -> ExitCode {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("taxiway: cannot catch signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let observer = Observer::new(start.config.log.identities);
+    observer.follow_log(&log);
+    let address = listener
+        .local_addr()
+        .unwrap_or(start.config.listener.address);
+    let admin_address = admin.address();
+    let (wishes, wished) = mpsc::channel(16);
+    let mut app = App::build(&start.config, observer.clone(), log, wishes);
+    // From here on health is answered, and says what is being waited for.
+    if let Err(error) = app.administer(admin) {
+        eprintln!("taxiway: cannot serve the admin address {admin_address}: {error}");
+        return ExitCode::FAILURE;
+    }
+    let mut servers = match Servers::start(&start, &observer).await {
+        Ok(servers) => servers,
+        Err(error) => {
+            eprintln!("taxiway: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let came_up = tokio::select! {
+        () = servers.come_up() => true,
+        _ = signals.next_end() => false,
+    };
+    app.apply_backends(&servers);
+    // Clients that connect by now wait in the listener's backlog: with no backend probed there
+    // would be nothing to tell them.
+    let probed = came_up
+        && tokio::select! {
+            () = app.probed() => true,
+            _ = signals.next_end() => false,
+        };
+    if !probed {
+        servers.stop().await;
+        app.administering.cancel();
+        return ExitCode::SUCCESS;
+    }
+    app.accept(listener);
+    app.stage.ready.store(true, Ordering::Release);
+    start::greet(&start, &servers, address, admin_address, &app.pool).await;
+    let mut managed = servers.watch();
+
+    let mut reloader = Reloader::new(&start, wished);
+    let signal = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Hangup => reloader.reload(&mut app, &servers, "signal", None).await,
+                Signal::Terminate | Signal::Interrupt => break signal,
+            },
+            wish = reloader.next() => {
+                reloader.reload(&mut app, &servers, wish.trigger, wish.answer).await;
+            }
+            () = managed.changed() => app.apply_backends(&servers),
+        }
+    };
+    app.drain(signal, &mut signals).await;
+    servers.stop().await;
+    app.administering.cancel();
+    ExitCode::SUCCESS
+}
+
+impl App {
+    fn build(
+        config: &Config,
+        observer: Observer,
+        log: observe::log::LogHandle,
+        wishes: mpsc::Sender<backstage::ReloadWish>,
+    ) -> Self {
+        let store = Store::new(config.routing.mode, config.limits.directory_sessions);
+        let hub = Hub::default();
+        let news = News {
+            store: store.clone(),
+            hub: hub.clone(),
+            observer: observer.clone(),
+        };
+        let options = PoolOptions {
+            keepalive: config.listener.tcp_keepalive,
+            ..PoolOptions::new(config.routing.mode, config.health.clone())
+        };
+        let pool = Pool::start(options, config.backends.clone(), Arc::new(news));
+        let rules = Arc::new(ArcSwap::from_pointee(rules(config)));
+        let port = Arc::new(Port(pool.clone()));
+        let providers = Providers::new(
+            port.clone(),
+            store.clone(),
+            hub.clone(),
+            observer.clone(),
+            rules.clone(),
+        );
+        let shared = Shared {
+            pool: port,
+            store: store.clone(),
+            observer: observer.clone(),
+            hub,
+            rules: rules.clone(),
+            providers,
+        };
+        let connections = Connections::default();
+        let stage = Arc::new(Stage::default());
+        let config = Arc::new(ArcSwap::from_pointee(config.clone()));
+        let open = connections.clone();
+        let backstage = Arc::new(Stagehand {
+            pool: pool.clone(),
+            store,
+            observer,
+            stage: stage.clone(),
+            config: config.clone(),
+            rules: rules.clone(),
+            reload: wishes,
+            open_connections: Arc::new(move || open.open()),
+        });
+        let app = Self {
+            config,
+            rules,
+            shared,
+            pool,
+            connections,
+            stage,
+            log,
+            accepting: CancellationToken::new(),
+            admin: None,
+            administering: CancellationToken::new(),
+            backstage,
+        };
+        app.show_limits();
+        app
+    }
+
+    /// Serves the admin address on a thread of its own: health is answered while all else is busy.
+    fn administer(&mut self, bound: Bound) -> io::Result<()> {
+        let stop = CancellationToken::new();
+        self.admin = Some(bound.try_clone()?);
+        let token = self.config.load().admin.token.clone();
+        AdminServer::start(bound, self.backstage.clone(), token, stop.clone())?;
+        let former = std::mem::replace(&mut self.administering, stop);
+        former.cancel();
+        Ok(())
+    }
+
+    /// Accepts clients on `listener`, and no longer on the one before it.
+    fn accept(&mut self, listener: TcpListener) {
+        let stop = CancellationToken::new();
+        let (connections, shared, token) =
+            (self.connections.clone(), self.shared.clone(), stop.clone());
+        tokio::spawn(async move { connections.accept(listener, shared, token).await });
+        let former = std::mem::replace(&mut self.accepting, stop);
+        former.cancel();
+    }
+
+    /// Returns when every backend has been probed once, or has had its time for that.
+    async fn probed(&self) {
+        let mut snapshots = self.pool.snapshots();
+        let all =
+            snapshots.wait_for(|pool| pool.backends.iter().all(|b| b.health != Health::Unknown));
+        let _late = tokio::time::timeout(FIRST_ROUND, all).await;
+    }
+
+    fn apply_backends(&self, servers: &Servers) {
+        let config = self.config.load();
+        self.pool
+            .apply(servers.backends(&config), config.health.clone());
+    }
+
+    fn show_limits(&self) {
+        let metrics = self.shared.observer.metrics();
+        let limits = self.config.load().limits.clone();
+        for (name, value) in [
+            ("limits.frame", limits.frame),
+            ("limits.header", limits.header),
+            ("limits.calls_per_connection", limits.calls_per_connection),
+            (
+                "limits.sessions_per_connection",
+                limits.sessions_per_connection,
+            ),
+            ("limits.connections", limits.connections),
+            ("limits.directory_sessions", limits.directory_sessions),
+        ] {
+            metrics.set_limit(name, value as f64);
+        }
+    }
+
+    /// The end: readiness first, then the listener, then each connection when its turns are over.
+    async fn drain(&self, signal: Signal, signals: &mut Signals) {
+        let observer = &self.shared.observer;
+        let drain = self.config.load().drain.clone();
+        let note = |phase| {
+            let turns = self.open_turns();
+            observer.record(&Event::Drain {
+                phase,
+                connections: self.connections.open(),
+                turns,
+            });
+        };
+        self.stage.draining.store(true, Ordering::Release);
+        note("started");
+        // A person at a terminal has no balancer that needs time to look away.
+        let grace = if signal == Signal::Interrupt {
+            Duration::ZERO
+        } else {
+            drain.accept_grace
+        };
+        let gently = async {
+            tokio::time::sleep(grace).await;
+            self.accepting.cancel();
+            self.shared.hub.publish(&Message::Drain);
+            note("listener closed");
+            tokio::time::timeout(drain.timeout, self.connections.ended())
+                .await
+                .is_ok()
+        };
+        let ended = tokio::select! {
+            ended = gently => ended,
+            _ = signals.next_end() => false,
+        };
+        self.accepting.cancel();
+        if !ended {
+            note("time is over");
+            self.shared.hub.publish(&Message::Shutdown);
+            let _late = tokio::time::timeout(LAST_WORDS, self.connections.ended()).await;
+        }
+        note("ended");
+    }
+
+    fn open_turns(&self) -> usize {
+        let snapshot = self.pool.current();
+        let directory = self.shared.store.lock();
+        snapshot
+            .backends
+            .iter()
+            .map(|b| directory.load(&b.name).turns as usize)
+            .sum()
+    }
+}
+
+/// The part of the configuration that the data plane obeys.
+fn rules(config: &Config) -> Rules {
+    let routing = &config.routing;
+    let policy = match (routing.mode, routing.placement) {
+        (Mode::Sticky, _) => Policy::Sticky {
+            load_factor: routing.load_factor,
+        },
+        (Mode::SharedStorage, config::Placement::LeastLoaded) => Policy::LeastLoaded,
+        (Mode::SharedStorage, config::Placement::P2c) => Policy::TwoChoices,
+        (Mode::SharedStorage, config::Placement::RoundRobin) => Policy::RoundRobin,
+    };
+    Rules {
+        mux: Settings {
+            frame: FrameLimits {
+                header: config.limits.header,
+                frame: config.limits.frame,
+            },
+            frame_timeout: config.limits.frame_timeout,
+            handshake_timeout: config.listener.handshake_timeout,
+            calls: config.limits.calls_per_connection,
+            sessions: config.limits.sessions_per_connection,
+            create_existing: match config.sessions.create_existing {
+                config::CreateExisting::Resume => CreateExisting::Resume,
+                config::CreateExisting::Pass => CreateExisting::Pass,
+                config::CreateExisting::Reject => CreateExisting::Reject,
+            },
+        },
+        policy,
+        key_is_user: routing.key == config::Key::User,
+        session_id_user: config.identity.session_id_user.clone(),
+        by_connection: routing.granularity == config::Granularity::Connection,
+        aggregate_timeout: routing.aggregate_timeout,
+        tcp_keepalive: config.listener.tcp_keepalive,
+        write_stall: config.listener.write_stall,
+        connections: config.limits.connections,
+    }
+}
+
+/// The pool of a configuration as it is when every backend is up and idle: for `taxiway check`.
+pub fn idle_pool(config: &Config) -> Snapshot {
+    let managed = config.managed.as_ref().into_iter().flat_map(|m| m.names());
+    let mut backends: Vec<Backend> = managed
+        .map(|name| config::Backend::new(name, ""))
+        .chain(config.backends.iter().cloned())
+        .map(|backend| Backend {
+            name: backend.name,
+            address: backend.address,
+            token: None,
+            weight: backend.weight,
+            weight_permille: 1000,
+            admin: backend.state,
+            health: Health::Up,
+            removed: false,
+            protocol_version: None,
+            version: None,
+            task_kinds: Arc::from([]),
+            disk_read: true,
+        })
+        .collect();
+    backends.sort_by(|a, b| a.name.cmp(&b.name));
+    Snapshot {
+        generation: 0,
+        mode: config.routing.mode,
+        backends,
+        panic: false,
+    }
+}

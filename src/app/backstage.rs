@@ -1,0 +1,257 @@
+//! What the admin server can ask and do.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use super::bridge;
+use crate::{
+    config::{self, Config},
+    control::{
+        admin::{
+            ActionError, BackendView, Backstage, BoxFuture, Page, Readiness, SessionFilter,
+            SessionView, StateChange,
+        },
+        pool::{Pool, PoolError},
+    },
+    core::{
+        event::Event,
+        locate::{self, Step},
+        snapshot::AdminState,
+    },
+    observe::Observer,
+    proxy::Rules,
+    store::Store,
+};
+
+/// How far the program is, for `/readyz`.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    /// Bound, configured, and the first probe round is done.
+    pub(super) ready: AtomicBool,
+    /// SIGTERM has come.
+    pub(super) draining: AtomicBool,
+}
+
+/// A wish to read the configuration again, and where the outcome goes.
+pub(super) struct ReloadWish {
+    /// `file`, `signal`, `api`.
+    pub(super) trigger: &'static str,
+    pub(super) answer: Option<oneshot::Sender<Result<String, Value>>>,
+}
+
+/// The admin server's view of everything.
+pub(super) struct Stagehand {
+    pub(super) pool: Pool,
+    pub(super) store: Store,
+    pub(super) observer: Observer,
+    pub(super) stage: Arc<Stage>,
+    pub(super) config: Arc<ArcSwap<Config>>,
+    pub(super) rules: Arc<ArcSwap<Rules>>,
+    pub(super) reload: mpsc::Sender<ReloadWish>,
+    pub(super) open_connections: Arc<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl Backstage for Stagehand {
+    fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.stage.draining.load(Ordering::Acquire) {
+            reasons.push("draining: this Taxiway is shutting down".to_owned());
+        }
+        if !self.stage.ready.load(Ordering::Acquire) {
+            reasons.push(
+                "starting: servers are coming up, or the first round of probes is not done"
+                    .to_owned(),
+            );
+        }
+        let usable_backends = self
+            .pool
+            .current()
+            .backends
+            .iter()
+            .filter(|b| b.takes_placements())
+            .count();
+        Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+            usable_backends,
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let snapshot = self.pool.current();
+        bridge::refresh_gauges(&self.observer, &self.store, &snapshot, &self.pool);
+        let metrics = self.observer.metrics();
+        metrics.set_limit_usage("limits.connections", (self.open_connections)() as f64);
+        metrics.set_limit_usage("limits.directory_sessions", self.store.lock().len() as f64);
+        metrics.render()
+    }
+
+    fn backends(&self) -> Vec<BackendView> {
+        let snapshot = self.pool.current();
+        let observations = self.pool.observations();
+        let directory = self.store.lock();
+        snapshot
+            .backends
+            .iter()
+            .map(|backend| {
+                let load = directory.load(&backend.name);
+                let observed = observations.iter().find(|o| o.name == backend.name);
+                let series = self.observer.metrics().backend(&backend.name);
+                BackendView {
+                    health_reason: observed
+                        .and_then(|o| o.reason.as_deref())
+                        .map(str::to_owned),
+                    ping_ms: observed
+                        .and_then(|o| o.ping)
+                        .map(|p| p.as_secs_f64() * 1000.0),
+                    sessions_open: u64::from(load.sessions),
+                    turns_open: u64::from(load.turns),
+                    upstream_connections: u64::try_from(series.upstream_connections()).unwrap_or(0),
+                    ..BackendView::from(backend)
+                }
+            })
+            .collect()
+    }
+
+    fn sessions(
+        &self,
+        filter: &SessionFilter,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Page<SessionView> {
+        let rules = self.rules.load();
+        let now = Instant::now();
+        let directory = self.store.lock();
+        let rows = directory.page(now, after, limit + 1, &|id, known| {
+            let place = known.owner.as_ref().or(known.home.as_ref());
+            filter
+                .backend
+                .as_deref()
+                .is_none_or(|b| place.is_some_and(|p| p.as_str() == b))
+                && filter
+                    .user
+                    .as_deref()
+                    .is_none_or(|u| rules.user_of(id.as_str()) == Some(u))
+        });
+        let more = rows.len() > limit;
+        let items: Vec<SessionView> = rows
+            .into_iter()
+            .take(limit)
+            .map(|(id, known)| SessionView {
+                user: rules.user_of(id.as_str()).map(str::to_owned),
+                backend: known
+                    .owner
+                    .as_ref()
+                    .or(known.home.as_ref())
+                    .map(ToString::to_string),
+                open: known.owner.is_some(),
+                turn_open: known.in_turn,
+                connections: known.holders as u64,
+                idle_seconds: directory
+                    .idle(now, id.as_str())
+                    .map(|idle| idle.as_secs_f64()),
+                id: id.to_string(),
+            })
+            .collect();
+        let next = more.then(|| items.last().map(|s| s.id.clone())).flatten();
+        Page { items, next }
+    }
+
+    fn explain(&self, session: &str) -> Value {
+        let rules = self.rules.load();
+        let snapshot = self.pool.current();
+        let known = self.store.known(session);
+        let user = rules.user_of(session);
+        let key = rules.key_of(session);
+        let next = match locate::first(&known, &snapshot) {
+            Step::Go(to) => format!("goes to backend {}", to.backend),
+            Step::Refuse(why) => why.explain(Some(session)),
+            Step::Ask(backends) => format!(
+                "unknown here: {} are asked whether they have it open or on disk",
+                backends
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        };
+        let placed = self.store.place(rules.policy, key, &snapshot);
+        json!({
+            "session": session,
+            "user": user,
+            "user_rule": if user.is_some() { "identity.session_id_user" } else { "none" },
+            "key": key,
+            "owner": known.owner.as_ref().map(ToString::to_string),
+            "home": known.home.as_ref().map(ToString::to_string),
+            "has_history": known.has_history,
+            "deleted_lately": known.deleted,
+            "connections": known.holders,
+            "turn_open": known.in_turn,
+            "next_call": next,
+            "placement_if_new": placed.map(|(b, reason)| json!({
+                "backend": b.to_string(), "reason": format!("{reason:?}"),
+            })),
+        })
+    }
+
+    fn config(&self) -> Value {
+        config::redacted(&self.config.load())
+    }
+
+    fn set_state(&self, backend: &str, state: StateChange) -> Result<(), ActionError> {
+        let wish = match state {
+            StateChange::Drain => Some(AdminState::Drain),
+            StateChange::Maint => Some(AdminState::Maint),
+            StateChange::Ready => Some(AdminState::Ready),
+            StateChange::Reset => None,
+        };
+        self.pool.set_admin(backend, wish, "api").map_err(refused)?;
+        if state == StateChange::Reset {
+            // The file's weight is in force again, too.
+            self.pool.set_weight(backend, None).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    fn set_weight(&self, backend: &str, weight: u32) -> Result<(), ActionError> {
+        self.pool.set_weight(backend, Some(weight)).map_err(refused)
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<String, Value>> {
+        Box::pin(async move {
+            let (answer, outcome) = oneshot::channel();
+            let wish = ReloadWish {
+                trigger: "api",
+                answer: Some(answer),
+            };
+            let gone = || json!({ "message": "Taxiway is shutting down" });
+            self.reload.send(wish).await.map_err(|_| gone())?;
+            outcome.await.map_err(|_| gone())?
+        })
+    }
+
+    fn audit(&self, client: SocketAddr, action: &str, ok: bool) {
+        self.observer.record(&Event::AdminCall {
+            client,
+            action: action.into(),
+            ok,
+        });
+    }
+}
+
+fn refused(error: PoolError) -> ActionError {
+    match error {
+        PoolError::UnknownBackend(name) => ActionError::UnknownBackend(name.to_string()),
+        PoolError::ZeroWeight => ActionError::Invalid(error.to_string()),
+    }
+}

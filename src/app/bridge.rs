@@ -1,0 +1,191 @@
+//! Where the planes meet: the pool's news go to the directory, the hub and the metrics; the data
+//! plane's questions go to the pool.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::{
+    control::pool::{self, Answer as PoolAnswer, AskError, Lost, PoolSink},
+    core::{
+        event::Event,
+        frame,
+        id::{BackendName, SessionId},
+        snapshot::{Health, Snapshot},
+    },
+    observe::Observer,
+    proxy::{
+        Hub, Pool,
+        hub::Message,
+        port::{Alive, Answer, Boxed},
+    },
+    store::Store,
+};
+
+/// The pool's news, on their way to everybody else.
+pub(super) struct News {
+    pub(super) store: Store,
+    pub(super) hub: Hub,
+    pub(super) observer: Observer,
+}
+
+impl PoolSink for News {
+    fn lifecycle(&self, _backend: &BackendName, kind: &str, session: &SessionId, body: Bytes) {
+        if kind == "session.deleted" {
+            self.store.lock().delete(Instant::now(), session);
+        }
+        if self.hub.is_empty() {
+            return;
+        }
+        let mut header = Vec::with_capacity(32);
+        frame::write_header(body.len(), &mut header);
+        let mut framed = BytesMut::with_capacity(header.len() + body.len());
+        framed.put_slice(&header);
+        framed.put(body);
+        self.hub.publish(&Message::Lifecycle(framed.freeze()));
+    }
+
+    fn disk(&self, backend: &BackendName, sessions: &[SessionId]) {
+        self.store
+            .lock()
+            .learn_disk(Instant::now(), backend, sessions);
+    }
+
+    fn backend_lost(&self, _backend: &BackendName, _how: Lost) {
+        // Client connections that are attached there see their own upstream connections end, and
+        // give their sessions back one by one; a silent backend keeps its sessions.
+    }
+
+    fn in_use(&self, backend: &BackendName) -> usize {
+        let sessions = self.store.lock().load(backend).sessions as usize;
+        let connections = self
+            .observer
+            .metrics()
+            .backend(backend)
+            .upstream_connections();
+        sessions.max(usize::try_from(connections).unwrap_or(0))
+    }
+
+    fn event(&self, event: Event) {
+        if let Event::BackendHealth {
+            backend,
+            to: Health::Down,
+            cause,
+            ..
+        } = &event
+        {
+            self.observer
+                .metrics()
+                .backend(backend)
+                .ejected(cause.unwrap_or("other"));
+        }
+        if let Event::BackendRemoved {
+            backend,
+            sessions: 0,
+        } = &event
+        {
+            self.observer.metrics().forget_backend(backend);
+        }
+        self.observer.record(&event);
+    }
+}
+
+/// Brings the gauges of every backend up to date; called before each scrape.
+pub(super) fn refresh_gauges(
+    observer: &Observer,
+    store: &Store,
+    snapshot: &Snapshot,
+    pool: &pool::Pool,
+) {
+    let metrics = observer.metrics();
+    metrics.pool_panic(snapshot.panic);
+    let loads: Vec<_> = {
+        let directory = store.lock();
+        let configured = |home: &BackendName| snapshot.get(home).is_some_and(|b| !b.removed);
+        let stranded = directory.stranded(configured);
+        metrics.sessions_stranded(i64::try_from(stranded).unwrap_or(i64::MAX));
+        snapshot
+            .backends
+            .iter()
+            .map(|b| directory.load(&b.name))
+            .collect()
+    };
+    for (backend, load) in snapshot.backends.iter().zip(loads) {
+        let series = metrics.backend(&backend.name);
+        series.set_sessions_open(i64::from(load.sessions));
+        series.set_turns_open(i64::from(load.turns));
+        series.set_health(backend.health);
+        series.set_admin(backend.admin);
+        series.set_version(backend.version.as_deref(), backend.protocol_version);
+    }
+    for observation in pool.observations() {
+        if let Some(ping) = observation.ping
+            && snapshot.get(&observation.name).is_some()
+        {
+            metrics.backend(&observation.name).set_ping_ewma(ping);
+        }
+    }
+}
+
+/// The pool, as the data plane sees it.
+#[derive(Clone)]
+pub(super) struct Port(pub(super) pool::Pool);
+
+struct Mark(Arc<pool::Activity>);
+
+impl Alive for Mark {
+    fn mark(&self) {
+        self.0.mark();
+    }
+}
+
+impl Pool for Port {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.current()
+    }
+
+    fn ask(
+        &self,
+        backend: &BackendName,
+        method: &str,
+        params: String,
+        timeout: Duration,
+    ) -> Boxed<Answer> {
+        let (pool, backend, method) = (self.0.clone(), backend.clone(), method.to_owned());
+        Box::pin(async move {
+            match pool.ask(&backend, &method, &params, timeout).await {
+                Ok(PoolAnswer::Result(text)) => Answer::Result(text.get().to_owned()),
+                Ok(PoolAnswer::Error { raw, .. }) => Answer::Error(raw.get().to_owned()),
+                Err(AskError::TimedOut) => Answer::Silent,
+                Err(AskError::Lost | AskError::Unusable) => Answer::Gone,
+            }
+        })
+    }
+
+    fn changed(&self, since: u64) -> Boxed<()> {
+        let mut snapshots = self.0.snapshots();
+        Box::pin(async move {
+            // A pool that has ended does not change any more.
+            if snapshots
+                .wait_for(|now| now.generation != since)
+                .await
+                .is_err()
+            {
+                std::future::pending().await
+            }
+        })
+    }
+
+    fn report_unreachable(&self, backend: &BackendName) {
+        self.0.report_connect_failed(backend);
+    }
+
+    fn report_violation(&self, backend: &BackendName, what: &str) {
+        self.0.report_violation(backend, what);
+    }
+
+    fn activity(&self, backend: &BackendName) -> Option<Arc<dyn Alive>> {
+        let activity = self.0.activity(backend)?;
+        Some(Arc::new(Mark(activity)))
+    }
+}

@@ -1,0 +1,277 @@
+//! Ways to start: from a file, for given backends, or with nothing at all; and what is said then.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use crate::{
+    config::{self, Config},
+    control::{
+        pool::{Answer, Pool},
+        probe::{self, ProbeError},
+        supervisor::{Backoff, Supervisor, own_guard},
+    },
+    core::{id::BackendName, snapshot::Mode},
+    observe::Observer,
+    sim::{SimOptions, SimServer},
+};
+
+/// Simulated servers of a start without a config and without a CLI.
+const SIMULATED: usize = 3;
+
+/// How long a taken port may take to say what it is.
+const WHO_IS_THERE: Duration = Duration::from_secs(1);
+
+/// How long a server may take to tell its login state.
+const LOGIN: Duration = Duration::from_secs(2);
+
+/// Where the servers come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The configuration file names them.
+    File,
+    /// The command line names them.
+    CommandLine,
+    /// No file: managed ones, since the program was found.
+    Found,
+    /// No file and no program: simulated ones.
+    Simulated,
+}
+
+/// Everything that is known before anything is started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// Every file it names, to watch.
+    pub files: Vec<PathBuf>,
+    /// Where the servers come from.
+    pub origin: Origin,
+}
+
+/// Servers that this process runs itself.
+pub(super) struct Servers {
+    supervisor: Option<Supervisor>,
+    managed: Option<watch::Receiver<Vec<config::Backend>>>,
+    simulated: Vec<(config::Backend, SimServer)>,
+    failures: Vec<String>,
+}
+
+impl Servers {
+    /// Starts what the configuration wants started.
+    pub(super) async fn start(start: &Start, observer: &Observer) -> anyhow::Result<Self> {
+        let mut servers = Self {
+            supervisor: None,
+            managed: None,
+            simulated: Vec::new(),
+            failures: Vec::new(),
+        };
+        if start.origin == Origin::Simulated {
+            for n in 1..=SIMULATED {
+                let server = SimServer::start(SimOptions {
+                    seed: n as u64,
+                    ..SimOptions::default()
+                });
+                let server = server.await?;
+                let name = BackendName::from(format!("sim-{n}"));
+                let backend = config::Backend::new(name, &server.address().to_string());
+                servers.simulated.push((backend, server));
+            }
+        }
+        if let Some(managed) = &start.config.managed {
+            let observer = observer.clone();
+            let report = Arc::new(move |event| observer.record(&event));
+            let supervisor = Supervisor::start(managed, own_guard()?, Backoff::default(), report)?;
+            println!("Taxiway starts {} Copilot CLI servers …", managed.servers);
+            servers.managed = Some(supervisor.backends());
+            servers.supervisor = Some(supervisor);
+        }
+        Ok(servers)
+    }
+
+    /// Waits until each has come up or failed once.
+    pub(super) async fn come_up(&mut self) {
+        let Some(supervisor) = &self.supervisor else {
+            return;
+        };
+        for first in supervisor.started().await {
+            if let Some(failure) = first.failure {
+                self.failures.push(format!("{}: {failure}", first.name));
+            }
+        }
+    }
+
+    /// All backends: the configured ones and our own.
+    pub(super) fn backends(&self, config: &Config) -> Vec<config::Backend> {
+        let mut all = config.backends.clone();
+        all.extend(self.simulated.iter().map(|(backend, _)| backend.clone()));
+        if let Some(managed) = &self.managed {
+            all.extend(managed.borrow().iter().cloned());
+        }
+        all
+    }
+
+    /// Follows the managed ones.
+    pub(super) fn watch(&self) -> Follow {
+        Follow(self.managed.clone())
+    }
+
+    /// Ends them; nothing is left behind.
+    pub(super) async fn stop(self) {
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.stop().await;
+        }
+        for (_, server) in self.simulated {
+            server.stop().await;
+        }
+    }
+}
+
+/// Tells when a managed server has come or changed.
+pub(super) struct Follow(Option<watch::Receiver<Vec<config::Backend>>>);
+
+impl Follow {
+    pub(super) async fn changed(&mut self) {
+        if let Some(managed) = &mut self.0
+            && managed.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+/// What a new user needs to know, on standard output.
+pub(super) async fn greet(
+    start: &Start,
+    servers: &Servers,
+    address: SocketAddr,
+    admin: SocketAddr,
+    pool: &Pool,
+) {
+    let config = &start.config;
+    let mode = match config.routing.mode {
+        Mode::Sticky => "sticky: separate disks, each session stays with its server",
+        Mode::SharedStorage => "shared-storage: one disk, each session on the least loaded server",
+    };
+    let mut text = String::new();
+    let mut line = |words: String| {
+        text.push_str(&words);
+        text.push('\n');
+    };
+    line(format!(
+        "Taxiway {} listens on {address}",
+        env!("CARGO_PKG_VERSION")
+    ));
+    line(format!("  mode     {mode}"));
+    line(format!(
+        "  admin    http://{admin}/  (status page; /metrics for Prometheus)"
+    ));
+    match (&config.source, start.origin) {
+        (Some(file), _) => line(format!(
+            "  config   {} (edit it: changes apply at once)",
+            file.display()
+        )),
+        (None, Origin::Found) => line("  config   none: three managed Copilot CLI servers".into()),
+        (None, _) => line("  config   none".into()),
+    }
+    if start.origin == Origin::Simulated {
+        line(String::new());
+        line("  !! No `copilot` program was found on PATH or in COPILOT_CLI_PATH.".into());
+        line("  !! The three servers behind this address are SIMULATED: they echo, they do not think.".into());
+        line(
+            "  !! Install the CLI (npm install -g @github/copilot) and start Taxiway again,".into(),
+        );
+        line("  !! or front servers that you have: taxiway --backend HOST:PORT".into());
+        line(String::new());
+    }
+    for failure in &servers.failures {
+        line(format!("  !! {failure} (it is tried again)"));
+    }
+    let backends = servers.backends(config);
+    let logins = join_all(backends.iter().map(|b| login(pool, &b.name))).await;
+    for (backend, login) in backends.iter().zip(logins) {
+        let home = config
+            .managed
+            .as_ref()
+            .filter(|managed| managed.names().any(|name| name == backend.name))
+            .map(|managed| managed.state_dir.join(backend.name.as_str()));
+        let home = home.map_or_else(String::new, |path| format!("  home {}", path.display()));
+        line(format!(
+            "  server   {} {}  {login}{home}",
+            backend.name, backend.address
+        ));
+    }
+    let port = address.port();
+    let host = if address.ip().is_unspecified() {
+        "127.0.0.1".into()
+    } else {
+        address.ip().to_string()
+    };
+    line(String::new());
+    line(
+        "Connect with the Copilot SDK (Node; the guide's `cliUrl` is ignored by current versions):"
+            .into(),
+    );
+    line(String::new());
+    line("  import { CopilotClient, RuntimeConnection } from \"@github/copilot-sdk\";".into());
+    line(format!(
+        "  const client = new CopilotClient({{ connection: RuntimeConnection.forUri(\"{host}:{port}\") }});"
+    ));
+    line("  const session = await client.createSession({ sessionId: \"user-ann--1\", /* model, provider, … */ });".into());
+    line(String::new());
+    line("Look at it: `taxiway status`. Stop it: Ctrl-C.".into());
+    // Somebody may have closed our standard output; that is no reason to stop.
+    let _closed = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+}
+
+async fn login(pool: &Pool, backend: &BackendName) -> String {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Status {
+        is_authenticated: bool,
+        login: Option<String>,
+    }
+    let status = match pool.ask(backend, "auth.getStatus", "{}", LOGIN).await {
+        Ok(Answer::Result(text)) => serde_json::from_str::<Status>(text.get()).ok(),
+        Ok(Answer::Error { .. }) | Err(_) => None,
+    };
+    match status {
+        Some(Status {
+            is_authenticated: true,
+            login,
+        }) => {
+            format!(
+                "logged in{}",
+                login.map(|l| format!(" as {l}")).unwrap_or_default()
+            )
+        }
+        Some(_) => "not logged in (a BYOK `provider` needs no login)".to_owned(),
+        None => "does not answer yet".to_owned(),
+    }
+}
+
+/// What a taken port turns out to be, and what to do about it.
+pub(super) async fn who_is_there(address: SocketAddr) -> String {
+    match probe::ping(&address.to_string(), None, WHO_IS_THERE).await {
+        Ok(pong) => format!(
+            "A Copilot CLI server{} (or another Taxiway) answers there. To put Taxiway in front of \
+             it:\n  taxiway --listen {}:{} --backend {address}",
+            pong.version.map(|v| format!(" {v}")).unwrap_or_default(),
+            address.ip(),
+            address.port().wrapping_add(1).max(1024),
+        ),
+        Err(ProbeError::Stranger | ProbeError::Refused(_)) => {
+            "Another program answers there, which is no Copilot CLI server. Choose another address \
+             with --listen or listener.address."
+                .to_owned()
+        }
+        Err(ProbeError::Unreachable(_) | ProbeError::TimedOut(_)) => {
+            "Something holds that address and does not answer. Choose another with --listen or \
+             listener.address."
+                .to_owned()
+        }
+    }
+}
