@@ -1,0 +1,28 @@
+//! The running program in front of simulated servers, over real sockets: what clients, operators
+//! and backends see of it.
+//!
+//! Every test starts its own servers and its own `taxiway` on free ports, awaits conditions instead
+//! of times, is bounded in time, and leaves nothing behind. Nothing in here looks inside the proxy.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has failed, and says where"
+)]
+
+mod rig;
+
+mod bad_input;
+mod faults;
+mod ids;
+mod killed;
+mod large;
+mod leaks;
+mod lifecycle;
+mod limits;
+mod live_config;
+mod locate;
+mod placement;
+mod pressure;
+mod relay;
+mod reload;
+mod stop;

@@ -1,0 +1,105 @@
+//! Peers that do not read: what they do not take is not kept, and nobody else waits for them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::rig::{Disks, Raw, Rig, bounded, event, frame, id_placed_on, until};
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_costs_little_and_is_closed_in_time() {
+    bounded(100, async {
+        let rig = Rig::with(1, Disks::Separate, |conf| {
+            conf.text("listener.write_stall", "8s")
+                .text("log.level", "warn")
+        })
+        .await;
+        let (sender, bystander) = (rig.client().await, rig.client().await);
+        sender.create("loud").await;
+        bystander.create("quiet").await;
+        let mut deaf = Raw::connect(rig.taxiway.address()).await;
+        let resume =
+            r#"{"jsonrpc":"2.0","id":1,"method":"session.create","params":{"sessionId":"loud"}}"#;
+        deaf.write(&frame(resume)).await;
+        assert_eq!(deaf.answer().await.unwrap()["id"], 1);
+        // Warm buffers belong to everybody.
+        sender.turn("loud", "[[len 16]] [[pad 65536]]").await;
+        let before = rig.taxiway.resident();
+
+        let mut most = 0;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..13 {
+            sender.turn("loud", "[[len 32]] [[pad 65536]]").await;
+            most = most.max(rig.taxiway.resident());
+            let began = Instant::now();
+            bystander.mode("quiet").await.unwrap();
+            slowest = slowest.max(began.elapsed());
+        }
+        // 13 turns, each of 2 MiB of deltas and a message of 2 MiB.
+        let grown = most.saturating_sub(before);
+        println!(
+            "52 MiB of events unread: grown by {} KiB, slowest answer {slowest:?}",
+            grown >> 10
+        );
+        assert!(grown < 16 * MIB, "{} MiB", grown / MIB);
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+
+        let hits = r#"taxiway_limit_hits_total{limit="listener.write_stall"}"#;
+        rig.admin().metric_is(hits, 1.0).await;
+        rig.admin()
+            .metric_is("taxiway_downstream_connections", 2.0)
+            .await;
+        sender.turn("loud", "go on").await;
+        drop(deaf);
+    })
+    .await;
+}
+
+/// A stopped backend takes no bytes: who writes to it waits, and nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_does_not_read_stops_only_those_who_write_to_it() {
+    bounded(100, async {
+        let rig = Rig::with(2, Disks::Separate, |conf| {
+            conf.text("listener.write_stall", "3s").text("health.timeout", "10s")
+        })
+        .await;
+        let (stuck, free) = (
+            id_placed_on(rig.admin(), "s1", "stuck").await,
+            id_placed_on(rig.admin(), "s2", "free").await,
+        );
+        let other = rig.client().await;
+        other.create(&free).await;
+        let same = id_placed_on(rig.admin(), "s1", "same").await;
+        other.create(&same).await;
+
+        let mut writer = Raw::connect(rig.taxiway.address()).await;
+        let create = json!({ "jsonrpc": "2.0", "id": 0, "method": "session.create", "params": { "sessionId": stuck } });
+        writer.write(&frame(create.to_string())).await;
+        assert_eq!(writer.answer().await.unwrap()["id"], 0);
+        rig.sims.get("s1").pause();
+        let before = rig.taxiway.resident();
+        // More than all buffers on the way hold, until no more is taken.
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "session.name.set", "params": { "sessionId": stuck, "name": "x".repeat(MIB as usize) } });
+        let mut written = 0_usize;
+        for id in 1..64 {
+            let bytes = frame(call.to_string().replacen("\"id\":1", &format!("\"id\":{id}"), 1));
+            let write = tokio::io::AsyncWriteExt::write_all(&mut writer.stream, &bytes);
+            if tokio::time::timeout(Duration::from_millis(500), write).await.is_err() {
+                break;
+            }
+            written += 1;
+            other.turn(&free, "go on").await;
+        }
+        assert!(written < 60, "everything was taken: {written} MiB");
+        let grown = rig.taxiway.resident().saturating_sub(before);
+        assert!(grown < 16 * MIB, "{} MiB", grown / MIB);
+        let mark = other.mark();
+        other.turn(&free, "still").await;
+        other.heard_since(mark, &event(&free, "session.idle")).await;
+        rig.sims.get("s1").resume();
+        until("s1 to be there", async || other.mode(&same).await).await;
+    })
+    .await;
+}

@@ -1,0 +1,160 @@
+//! The program under test, as a process of its own.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::{Admin, Conf, PATIENCE, until};
+
+/// Exit code for an address that cannot be bound.
+const UNAVAILABLE: i32 = 69;
+
+/// A running `taxiway`. It is killed when this is dropped.
+pub(crate) struct Taxiway {
+    pub(crate) conf: Conf,
+    pub(crate) admin: Admin,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Taxiway {
+    /// Starts it with this file, and waits until it says that it is ready.
+    pub(crate) async fn start(conf: Conf) -> Self {
+        Self::start_with(conf, |_| {}).await
+    }
+
+    /// The same; `prepare` may put more files beside the configuration.
+    pub(crate) async fn start_with(mut conf: Conf, prepare: impl Fn(&std::path::Path)) -> Self {
+        for _ in 0..5 {
+            if let Some(started) = Self::try_start(conf.clone(), &prepare).await {
+                return started;
+            }
+            conf = conf.fresh_addresses();
+        }
+        panic!("every free port was taken by somebody else");
+    }
+
+    /// `None` if somebody was faster to take a port.
+    async fn try_start(conf: Conf, prepare: impl Fn(&std::path::Path)) -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        prepare(folder.path());
+        fs::write(folder.path().join("taxiway.toml"), conf.render()).unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_taxiway"))
+            .arg("run")
+            .arg("-c")
+            .arg(folder.path().join("taxiway.toml"))
+            .env_remove("TAXIWAY_CONFIG")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut taxiway = Self {
+            admin: Admin::new(conf.address("admin")),
+            conf,
+            child,
+            folder,
+        };
+        let admin = taxiway.admin.clone();
+        let started = until("readiness", async || {
+            if let Some(status) = taxiway.child.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(UNAVAILABLE), "{}", taxiway.log());
+                return Ok(false);
+            }
+            match admin.try_request("GET", "/readyz", None).await {
+                Ok((200, _)) => Ok(true),
+                other => Err(other),
+            }
+        });
+        started.await.then_some(taxiway)
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.conf.address("listener")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it has not ended")
+    }
+
+    /// Where its configuration lies.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// Replaces the file, as careful editors do.
+    pub(crate) fn write(&self, text: &str) {
+        let new = self.folder.path().join("taxiway.toml.new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.folder.path().join("taxiway.toml")).unwrap();
+    }
+
+    /// Replaces the file and has it read; it must be taken over.
+    pub(crate) async fn reload(&mut self, conf: Conf) {
+        self.write(&conf.render());
+        let (status, answer) = self.admin.post("/api/v1/reload", "{}").await;
+        assert_eq!(status, 200, "{answer}");
+        self.admin = Admin {
+            address: conf.address("admin"),
+            ..self.admin.clone()
+        };
+        self.conf = conf;
+    }
+
+    /// Replaces the file and has it read; it must be refused. Gives the answer.
+    pub(crate) async fn refused_reload(&self, text: &str) -> serde_json::Value {
+        self.write(text);
+        let (status, answer) = self.admin.post("/api/v1/reload", "{}").await;
+        assert_eq!(status, 422, "{answer}");
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("it does not end").unwrap()
+    }
+
+    /// Everything that it has printed.
+    pub(crate) fn log(&self) -> String {
+        let bytes = fs::read(self.folder.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Memory of the process that is resident, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kibibytes * 1024
+    }
+}
+
+impl Drop for Taxiway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(60)..];
+            eprintln!("--- the end of Taxiway's log ---\n{}", last.join("\n"));
+        }
+    }
+}
