@@ -4,7 +4,7 @@
 //!
 //! From the first claim on there is one connection to each usable backend, for all places. It stays
 //! when the client leaves: a CLI would never take another. A backend that joins or comes back is
-//! given its registrations first and sessions only then ([`Providers::unprepared`]).
+//! given its registrations first and sessions only then (`Providers::unprepared`).
 
 use std::{
     collections::HashMap,

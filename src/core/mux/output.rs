@@ -14,7 +14,7 @@ use crate::core::{
 /// A question to the shell: which backend?
 #[derive(Clone, Debug)]
 pub struct Locate {
-    /// Names the answer: [`Mux::handle_located`].
+    /// Names the answer: [`Mux::handle_located`](super::Mux::handle_located).
     pub ticket: u64,
     /// The session; none for calls that any backend may serve and for create without an id.
     pub session: Option<SessionId>,
@@ -35,7 +35,7 @@ pub struct Located {
     pub has_history: bool,
 }
 
-/// A call that the shell executes over control connections: [`Mux::handle_served`].
+/// A call that the shell executes over control connections: [`Mux::handle_served`](super::Mux::handle_served).
 #[derive(Clone, Debug)]
 pub struct Serve {
     /// Names the answer.
@@ -78,8 +78,8 @@ pub enum Served {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "few are alive at a time")]
 pub enum Output {
-    /// Connect to a backend for this slot; then [`Mux::handle_upstream_connected`] or
-    /// [`Mux::handle_upstream_closed`].
+    /// Connect to a backend for this slot; then [`Mux::handle_upstream_connected`](super::Mux::handle_upstream_connected) or
+    /// [`Mux::handle_upstream_closed`](super::Mux::handle_upstream_closed).
     Connect {
         #[allow(missing_docs)]
         slot: SlotId,
@@ -97,7 +97,7 @@ pub enum Output {
     Serve(Serve),
     /// The client answered a provider's request: the whole body, with the id as the client sees it.
     ProviderAnswer {
-        /// As given to [`Mux::handle_provider_request`].
+        /// As given to [`Mux::handle_provider_request`](super::Mux::handle_provider_request).
         token: u64,
         /// The answer's body; its `id` is to be replaced.
         body: Vec<u8>,
