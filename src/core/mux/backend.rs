@@ -158,7 +158,7 @@ impl Mux {
         let upstream = self.upstreams.get(slot)?;
         let entry = self.entries.get(upstream.recent)?;
         let kind = scan::event_of(body, entry.id.as_str())?;
-        let here = upstream.phase == Phase::Ready && entry.here_at().is_none_or(|at| at == slot);
+        let here = upstream.phase == Phase::Ready && entry.here_at() == Some(slot);
         here.then_some((upstream.recent, kind))
     }
 
