@@ -375,7 +375,8 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 span(ms(100), HOUR),
                 Absent::Value("30s"),
                 Reload::NewConnections,
-                "From a message's first byte to its last.",
+                "From a message's first byte to its last. A backend that stops for so long in the \
+                 middle of one is ejected.",
             ),
             key(
                 "calls_per_connection",
