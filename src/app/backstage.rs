@@ -106,7 +106,8 @@ impl Backstage for Stagehand {
             .map(|backend| {
                 let load = directory.load(&backend.name);
                 let observed = observations.iter().find(|o| o.name == backend.name);
-                let series = self.observer.metrics().backend(&backend.name);
+                let series = self.observer.metrics().known_backend(&backend.name);
+                let connections = series.map_or(0, |series| series.upstream_connections());
                 BackendView {
                     health_reason: observed
                         .and_then(|o| o.reason.as_deref())
@@ -116,7 +117,7 @@ impl Backstage for Stagehand {
                         .map(|p| p.as_secs_f64() * 1000.0),
                     sessions_open: u64::from(load.sessions),
                     turns_open: u64::from(load.turns),
-                    upstream_connections: u64::try_from(series.upstream_connections()).unwrap_or(0),
+                    upstream_connections: u64::try_from(connections).unwrap_or(0),
                     ..BackendView::from(backend)
                 }
             })

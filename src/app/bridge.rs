@@ -58,11 +58,12 @@ impl PoolSink for News {
 
     fn in_use(&self, backend: &BackendName) -> usize {
         let sessions = self.store.lock().load(backend).sessions as usize;
+        // Asked for the last time when it is gone already: that must not bring its series back.
         let connections = self
             .observer
             .metrics()
-            .backend(backend)
-            .upstream_connections();
+            .known_backend(backend)
+            .map_or(0, |series| series.upstream_connections());
         sessions.max(usize::try_from(connections).unwrap_or(0))
     }
 
@@ -125,6 +126,7 @@ pub(super) fn refresh_gauges(
             metrics.backend(&observation.name).set_ping_ewma(ping);
         }
     }
+    metrics.retain_backends(|name| pool.current().get(name).is_some());
 }
 
 /// The pool, as the data plane sees it.

@@ -182,7 +182,7 @@ impl Metrics {
     }
 
     /// The series of a backend that has some.
-    pub(super) fn known_backend(&self, name: &BackendName) -> Option<Arc<BackendMetrics>> {
+    pub fn known_backend(&self, name: &BackendName) -> Option<Arc<BackendMetrics>> {
         self.backends().get(name).cloned()
     }
 
@@ -193,6 +193,18 @@ impl Metrics {
         if let Some(metrics) = backends.remove(name) {
             metrics.forget();
         }
+    }
+
+    /// Makes the series of all backends vanish that are not to be kept and serve no client: news of
+    /// a backend may overtake the news of its removal and leave series behind.
+    pub fn retain_backends(&self, keep: impl Fn(&BackendName) -> bool) {
+        self.backends().retain(|name, metrics| {
+            let stays = metrics.upstream_connections() > 0 || keep(name);
+            if !stays {
+                metrics.forget();
+            }
+            stays
+        });
     }
 
     /// A client's call ended.

@@ -205,6 +205,23 @@ fn labels_from_outside_stay_few() {
 }
 
 #[test]
+fn only_backends_that_are_kept_or_serve_clients_have_series() {
+    let metrics = Metrics::new();
+    let [kept, serving, gone] = ["kept", "serving", "gone"].map(BackendName::from);
+    for name in [&kept, &serving, &gone] {
+        metrics.backend(name).ejected("silent");
+    }
+    metrics.backend(&serving).upstream_opened();
+    metrics.retain_backends(|name| *name == kept);
+    let text = metrics.render();
+    assert!(text.contains("\"kept\"") && text.contains("\"serving\""));
+    assert!(!text.contains("\"gone\""), "{text}");
+    metrics.backend(&serving).upstream_closed();
+    metrics.retain_backends(|name| *name == kept);
+    assert!(!metrics.render().contains("\"serving\""));
+}
+
+#[test]
 fn a_refused_reload_keeps_the_time_of_the_last_good_one() {
     let metrics = Metrics::new();
     has(&metrics.render(), "taxiway_config_last_reload_successful 1");
