@@ -116,11 +116,15 @@ async fn another_admin_token_in_its_file_is_taken_over_by_itself() {
         })
         .await;
         assert_eq!(status(with(Some(first))).await.unwrap(), 401);
-        assert!(
-            taxiway.log().contains("trigger=\"file\""),
-            "{}",
-            taxiway.log()
-        );
+        until("a line about it", async || {
+            let log = taxiway.log();
+            if log.contains("trigger=\"file\"") {
+                Ok(())
+            } else {
+                Err(log)
+            }
+        })
+        .await;
         // And by the API, which answers over the server that it replaces.
         fs::write(taxiway.folder().join("admin.token"), format!("{first}\n")).unwrap();
         let (code, answer) = with(Some(second)).post("/api/v1/reload", "{}").await;
@@ -282,7 +286,15 @@ async fn sighup_and_a_changed_file_reload_by_themselves() {
             if left.is_null() { Ok(()) } else { Err(left) }
         })
         .await;
-        assert!(rig.taxiway.log().contains("trigger=\"file\""));
+        until("a line about it", async || {
+            let log = rig.taxiway.log();
+            if log.contains("trigger=\"file\"") {
+                Ok(())
+            } else {
+                Err(log)
+            }
+        })
+        .await;
     })
     .await;
 }
