@@ -1,3 +1,5 @@
+//! The cutter against what the CLI takes and refuses.
+
 use super::*;
 
 const LIMITS: FrameLimits = FrameLimits {

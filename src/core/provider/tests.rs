@@ -1,3 +1,5 @@
+//! Provider places by tables, and against a model.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;

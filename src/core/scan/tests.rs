@@ -1,3 +1,5 @@
+//! Heads of bodies as the CLI reads them.
+
 use super::*;
 
 const NOT: &str = "not a recognizable JSON-RPC request, notification, or response";
