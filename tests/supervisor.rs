@@ -9,6 +9,7 @@ use std::{
     env, fs,
     future::Future,
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::Pin,
     process::{Command, ExitCode, Stdio},
@@ -34,6 +35,7 @@ const SERVER: &str = r#"
     echo $$ > "$COPILOT_HOME/pid"
     echo x >> "$COPILOT_HOME/starts"
     echo "$COPILOT_CONNECTION_TOKEN" > "$COPILOT_HOME/token"
+    env > "$COPILOT_HOME/environment"
     sleep 1000 &
     echo $! > "$COPILOT_HOME/child"
     echo "some warning" >&2
@@ -78,9 +80,19 @@ fn main() -> ExitCode {
         }
         Some(_) | None => {}
     }
+    if SECRETS.iter().any(|name| env::var_os(name).is_none()) {
+        // Itself again, with secrets in its environment.
+        let again = Command::new(env::current_exe().expect("this program"))
+            .envs(SECRETS.map(|name| (name, "hush")))
+            .status();
+        return ExitCode::from(u8::from(!again.is_ok_and(|status| status.success())));
+    }
     type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
-    let tests: [Test; 8] = [
+    let tests: [Test; 9] = [
         ("start_and_stop", || Box::pin(start_and_stop())),
+        ("a_home_has_one_taxiway", || {
+            Box::pin(a_home_has_one_taxiway())
+        }),
         ("a_killed_server_is_started_again", || {
             Box::pin(a_killed_server_is_started_again())
         }),
@@ -110,6 +122,18 @@ fn main() -> ExitCode {
         println!("supervisor::{name} ok ({:.1?})", begun.elapsed());
     }
     ExitCode::SUCCESS
+}
+
+/// Variables that no server may see: one that a configuration names, and Taxiway's own.
+const SECRETS: [&str; 4] = [
+    "TEST_BACKEND_TOKEN",
+    "TAXIWAY_ADMIN",
+    "TAXIWAY_ADMIN_TOKEN",
+    "TAXIWAY_CONFIG",
+];
+
+fn secrets() -> [String; 1] {
+    [SECRETS[0].to_owned()]
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -158,8 +182,14 @@ impl Bench {
         let told = Arc::new(Mutex::new(Vec::new()));
         let ears = told.clone();
         let report = move |event: Event| ears.lock().unwrap().push(format!("{event:?}"));
-        let supervisor =
-            Supervisor::start(managed, own_guard().unwrap(), brisk(), Arc::new(report)).unwrap();
+        let supervisor = Supervisor::start(
+            managed,
+            own_guard().unwrap(),
+            brisk(),
+            &secrets(),
+            Arc::new(report),
+        )
+        .unwrap();
         Self {
             dir,
             supervisor,
@@ -238,6 +268,13 @@ async fn start_and_stop() {
             token.trim(),
             backend.connection_token.as_ref().unwrap().expose()
         );
+        let home = bench.dir.path().join(backend.name.as_str());
+        let inherited = fs::read_to_string(home.join("environment")).unwrap();
+        assert!(inherited.contains("PATH="), "{inherited}");
+        for secret in SECRETS {
+            assert!(env::var_os(secret).is_some(), "{secret} is there to leak");
+            assert!(!inherited.contains(&format!("{secret}=")), "{inherited}");
+        }
         pids.extend([
             pid(bench.dir.path(), n, "pid"),
             pid(bench.dir.path(), n, "child"),
@@ -248,6 +285,33 @@ async fn start_and_stop() {
     bench.supervisor.stop().await;
     until_gone(&pids).await;
     assert!(bench.was_told("stopped"));
+}
+
+async fn a_home_has_one_taxiway() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join(server_name(1));
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
+    let managed = managed(SERVER, 1, dir.path());
+    let bench = Bench::start_with(dir, &managed);
+    bench.supervisor.started().await;
+    let mode = fs::metadata(&home).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "it was open to others");
+    let second = || {
+        Supervisor::start(
+            &managed,
+            own_guard().unwrap(),
+            brisk(),
+            &secrets(),
+            Arc::new(|_| {}),
+        )
+    };
+    let refusal = second().err().expect("the home is taken").to_string();
+    assert!(refusal.contains("in use by another Taxiway"), "{refusal}");
+    bench.supervisor.stop().await;
+    // Free again as soon as nothing of it runs.
+    let next = second().unwrap_or_else(|error| panic!("{error}"));
+    next.stop().await;
 }
 
 async fn a_killed_server_is_started_again() {
@@ -306,8 +370,14 @@ async fn a_killed_guard_leaves_nothing() {
 /// What the killed Taxiway does.
 async fn be_parent(dir: &Path) {
     let managed = managed(STUBBORN, 2, dir);
-    let supervisor =
-        Supervisor::start(&managed, own_guard().unwrap(), brisk(), Arc::new(|_| {})).unwrap();
+    let supervisor = Supervisor::start(
+        &managed,
+        own_guard().unwrap(),
+        brisk(),
+        &secrets(),
+        Arc::new(|_| {}),
+    )
+    .unwrap();
     supervisor.started().await;
     println!("started");
     std::future::pending().await

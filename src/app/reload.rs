@@ -138,6 +138,7 @@ impl Reloader {
         app.config.store(std::sync::Arc::new(new.clone()));
         app.rules.store(std::sync::Arc::new(rules(&new)));
         app.log.set_level(new.log.level);
+        servers.withhold(&new);
         app.apply_backends(servers);
         app.show_limits();
         if let Some(listener) = listener {

@@ -1,6 +1,12 @@
 //! Ways to start: from a file, for given backends, or with nothing at all; and what is said then.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use serde::Deserialize;
@@ -83,8 +89,17 @@ impl Servers {
         if let Some(managed) = &start.config.managed {
             let observer = observer.clone();
             let report = Arc::new(move |event| observer.record(&event));
-            let supervisor = Supervisor::start(managed, own_guard()?, Backoff::default(), report)?;
-            println!("Taxiway starts {} Copilot CLI servers …", managed.servers);
+            let supervisor = Supervisor::start(
+                managed,
+                own_guard()?,
+                Backoff::default(),
+                &start.config.secret_variables,
+                report,
+            )?;
+            say(&format!(
+                "Taxiway starts {} Copilot CLI servers …\n",
+                managed.servers
+            ));
             servers.managed = Some(supervisor.backends());
             servers.supervisor = Some(supervisor);
         }
@@ -100,6 +115,13 @@ impl Servers {
             if let Some(failure) = first.failure {
                 self.failures.push(format!("{}: {failure}", first.name));
             }
+        }
+    }
+
+    /// Managed servers started from now on do not inherit what this configuration reads.
+    pub(super) fn withhold(&self, config: &Config) {
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.withhold(&config.secret_variables);
         }
     }
 
@@ -223,8 +245,13 @@ pub(super) async fn greet(
     line("  const session = await client.createSession({ sessionId: \"user-ann--1\", /* model, provider, … */ });".into());
     line(String::new());
     line("Look at it: `taxiway status`. Stop it: Ctrl-C.".into());
-    // Somebody may have closed our standard output; that is no reason to stop.
-    let _closed = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    say(&text);
+}
+
+/// Somebody may have closed our standard output; that is no reason to stop.
+fn say(text: &str) {
+    let mut out = io::stdout();
+    let _closed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 async fn login(pool: &Pool, backend: &BackendName) -> String {

@@ -36,9 +36,10 @@ pub(super) fn check(
         raw,
         directory,
         environment,
+        secret_variables: Vec::new(),
         report,
     };
-    let config = Config {
+    let mut config = Config {
         source: None,
         listener: check.listener(),
         admin: check.admin(),
@@ -53,8 +54,10 @@ pub(super) fn check(
         log: log(raw.table("log")),
         backends: check.backends(),
         managed: check.managed(),
+        secret_variables: Vec::new(),
     };
     check.pool(&config);
+    config.secret_variables = check.secret_variables;
     config
 }
 
@@ -83,6 +86,8 @@ struct Check<'a> {
     raw: &'a Raw,
     directory: &'a Path,
     environment: Env<'a>,
+    /// Those that secrets are read from, as they are found.
+    secret_variables: Vec<String>,
     report: &'a mut Report,
 }
 

@@ -237,6 +237,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     #[allow(missing_docs)]
     pub managed: Option<Managed>,
+    /// The environment variables that its secrets were read from: not for managed servers.
+    pub secret_variables: Vec<String>,
 }
 
 impl Config {

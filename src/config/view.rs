@@ -28,6 +28,7 @@ pub fn redacted(config: &Config) -> Value {
         log,
         backends,
         managed,
+        secret_variables: _,
     } = config;
     json!({
         "source": source.as_ref().map(|path| path.display().to_string()),

@@ -2,16 +2,16 @@
 //! Judges no health and places nothing: a server that runs is a backend like any other.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     env,
     ffi::{OsStr, OsString},
     fs,
     io::{self, Read},
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -43,6 +43,11 @@ const READY_LINE: &str = "CLI server listening on port ";
 const MAX_LINE: u64 = 4 << 10;
 /// Lines of a failed start that are told.
 const LAST_LINES: usize = 5;
+
+/// The file in a server's home whose lock says that the home is in use.
+const LOCK: &str = ".taxiway.lock";
+/// Taxiway's own variables: the admin token among them opens the whole pool.
+const OWN_VARIABLES: [&str; 3] = ["TAXIWAY_ADMIN", "TAXIWAY_ADMIN_TOKEN", "TAXIWAY_CONFIG"];
 
 /// How servers are started again.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +81,15 @@ pub enum SupervisorError {
         /// Why.
         error: io::Error,
     },
+    /// Its homes are in use: two servers on one home would spoil each other's sessions.
+    #[error(
+        "{path} is in use by another Taxiway: give this one its own `managed.state_dir`, or stop \
+         the other"
+    )]
+    HomeInUse {
+        /// `state_dir/NAME`
+        path: PathBuf,
+    },
     /// No program is configured.
     #[error("managed.command is empty")]
     NoCommand,
@@ -104,17 +118,21 @@ pub struct Supervisor {
     servers: usize,
 }
 
-/// What the servers' tasks publish.
+/// What the servers' tasks publish, and what they are told.
 struct Board {
     backends: watch::Sender<Vec<config::Backend>>,
     first_starts: watch::Sender<Vec<FirstStart>>,
     report: Report,
+    /// Variables that no server inherits.
+    withheld: Mutex<BTreeSet<String>>,
 }
 
 /// One server's task.
 struct Server {
     name: BackendName,
     home: PathBuf,
+    /// Held as long as anything of the server may run.
+    _lock: fs::File,
     token: Secret,
     managed: config::Managed,
     guard: Vec<OsString>,
@@ -144,11 +162,13 @@ enum Ended {
 
 impl Supervisor {
     /// Starts the servers of `managed`, each through `guard`: the program and arguments that run
-    /// [`guard::run`](super::guard::run) (see [`own_guard`]). Must be called in a tokio runtime.
+    /// [`guard::run`](super::guard::run) (see [`own_guard`]). No server inherits
+    /// `secret_variables`, or those of Taxiway itself. Must be called in a tokio runtime.
     pub fn start(
         managed: &config::Managed,
         guard: Vec<OsString>,
         backoff: Backoff,
+        secret_variables: &[String],
         report: Report,
     ) -> Result<Self, SupervisorError> {
         if managed.command.is_empty() || guard.is_empty() {
@@ -158,18 +178,18 @@ impl Supervisor {
             backends: watch::Sender::new(Vec::new()),
             first_starts: watch::Sender::new(Vec::new()),
             report,
+            withheld: Mutex::new(OWN_VARIABLES.map(str::to_owned).into()),
         });
+        withhold(&board, secret_variables);
         let stop = CancellationToken::new();
         let mut servers = Vec::new();
         for name in managed.names() {
             let home = managed.state_dir.join(name.as_str());
-            create_private(&home).map_err(|error| SupervisorError::Home {
-                path: home.clone(),
-                error,
-            })?;
+            let lock = take_home(&home)?;
             servers.push(Server {
                 name,
                 home,
+                _lock: lock,
                 token: random_token().map_err(SupervisorError::Token)?,
                 managed: managed.clone(),
                 guard: guard.clone(),
@@ -198,6 +218,11 @@ impl Supervisor {
         self.board.backends.subscribe()
     }
 
+    /// Further variables that servers started from now on do not inherit.
+    pub fn withhold(&self, secret_variables: &[String]) {
+        withhold(&self.board, secret_variables);
+    }
+
     /// Returns when each server has become ready or has failed once.
     pub async fn started(&self) -> Vec<FirstStart> {
         let mut starts = self.board.first_starts.subscribe();
@@ -213,6 +238,16 @@ impl Supervisor {
         self.stop.cancel();
         self.tasks.wait().await;
     }
+}
+
+fn withhold(board: &Board, variables: &[String]) {
+    let mut withheld = lock(&board.withheld);
+    withheld.extend(variables.iter().cloned());
+}
+
+/// None of what these locks hold is ever half changed, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// This program's own guard command.
@@ -320,7 +355,12 @@ impl Server {
             text.replace("{port}", &port.to_string())
                 .replace("{name}", self.name.as_str())
         };
-        let mut guard = Command::new(&self.guard[0])
+        let mut command = Command::new(&self.guard[0]);
+        // Whatever an agent runs in there could print them. First, since what follows is meant.
+        for variable in lock(&self.board.withheld).iter() {
+            command.env_remove(variable);
+        }
+        let mut guard = command
             .args(&self.guard[1..])
             .arg("--")
             .args(self.managed.command.iter().map(fill))
@@ -341,8 +381,7 @@ impl Server {
             let (group, name, lines) = (group.clone(), self.name.clone(), last_lines.clone());
             readers.push(tokio::spawn(read_lines(stdout, move |line| {
                 if let Some(number) = line.strip_prefix(GROUP_LINE) {
-                    *group.lock().unwrap_or_else(PoisonError::into_inner) =
-                        number.parse().ok().and_then(Pid::from_raw);
+                    *lock(&group) = number.parse().ok().and_then(Pid::from_raw);
                 } else if let Some(port) = ready_port(line) {
                     told.send_replace(Some(port));
                 } else {
@@ -429,7 +468,7 @@ impl Running {
         // The guard kills the group, unless it was killed itself, or hangs.
         let by_guard = matches!(&waited, Ok(Ok(status)) if status.code().is_some());
         if !by_guard {
-            if let Some(group) = *self.group.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(group) = *lock(&self.group) {
                 let _empty = kill_process_group(group, Signal::KILL);
             }
             let _dead = self.guard.start_kill();
@@ -443,10 +482,7 @@ impl Running {
             // Whoever escaped the group may hold the pipe open.
             let _late = timeout(LAST_WORDS, reader).await;
         }
-        let lines = self
-            .last_lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let lines = lock(&self.last_lines);
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         if lines.is_empty() {
             String::new()
@@ -487,7 +523,7 @@ fn ready_port(line: &str) -> Option<u16> {
 
 fn remember(lines: &Mutex<VecDeque<String>>, name: &BackendName, line: &str) {
     tracing::debug!(backend = %name, "{line}");
-    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lines = lock(lines);
     if lines.len() == LAST_LINES {
         lines.pop_front();
     }
@@ -518,11 +554,39 @@ fn free_port() -> io::Result<u16> {
         .port())
 }
 
+/// Makes a server's home, for us alone; the file that is returned holds it for this process.
+fn take_home(home: &Path) -> Result<fs::File, SupervisorError> {
+    let failed = |error| SupervisorError::Home {
+        path: home.to_owned(),
+        error,
+    };
+    create_private(home).map_err(failed)?;
+    let lock = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(home.join(LOCK))
+        .map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(SupervisorError::HomeInUse {
+            path: home.to_owned(),
+        }),
+        Err(fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Sessions and logins are kept there: one that exists already is closed to others as well.
 fn create_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(dir)
+        .create(dir)?;
+    if fs::metadata(dir)?.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 fn random_token() -> io::Result<Secret> {

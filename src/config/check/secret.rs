@@ -38,7 +38,10 @@ impl Check<'_> {
         let (wrong, help) = match (self.environment)(name) {
             None => ("is not set", "set it where Taxiway is started"),
             Some(text) if text.trim().is_empty() => ("is empty", "it must hold the secret"),
-            Some(text) => return Some(Secret::new(text.trim())),
+            Some(text) => {
+                self.secret_variables.push(name.to_owned());
+                return Some(Secret::new(text.trim()));
+            }
         };
         // Names are written in capitals; anything else may be the secret itself, by mistake.
         let is_name = !name.bytes().any(|b| b.is_ascii_lowercase());
