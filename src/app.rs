@@ -19,6 +19,7 @@ use arc_swap::ArcSwap;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::start::say;
 pub use self::start::{Origin, Start};
 use self::{
     backstage::{Stage, Stagehand},
@@ -37,6 +38,7 @@ use crate::{
         balance::Policy,
         event::Event,
         frame::FrameLimits,
+        id::Secret,
         mux::{CreateExisting, Settings},
         snapshot::{Backend, Health, Mode, Snapshot},
     },
@@ -123,11 +125,17 @@ struct App {
     log: observe::log::LogHandle,
     /// Ends the listener that accepts now; replaced when its address changes.
     accepting: CancellationToken,
-    /// The socket of the admin server, for one with another token.
-    admin: Option<Bound>,
-    /// Ends the admin server that serves now.
-    administering: CancellationToken,
+    /// The admin server that serves now.
+    admin: Option<Administration>,
     backstage: Arc<Stagehand>,
+}
+
+/// An admin server that serves.
+struct Administration {
+    /// Its socket, for one with another token.
+    bound: Bound,
+    /// Ends it.
+    stop: CancellationToken,
 }
 
 async fn serve(
@@ -152,10 +160,16 @@ async fn serve(
     let (wishes, wished) = mpsc::channel(16);
     let mut app = App::build(&start.config, observer.clone(), log, wishes);
     // From here on health is answered, and says what is being waited for.
-    if let Err(error) = app.administer(admin) {
-        eprintln!("taxiway: cannot serve the admin address {admin_address}: {error}");
-        return ExitCode::FAILURE;
+    match app.administer(admin, start.config.admin.token.clone()) {
+        Ok(admin) => app.is_administered_by(admin),
+        Err(error) => {
+            eprintln!("taxiway: cannot serve the admin address {admin_address}: {error}");
+            return ExitCode::FAILURE;
+        }
     }
+    // Before servers start, which takes seconds: a change meanwhile is a change.
+    let mut reloader = Reloader::new(&start, wished);
+    let mut hangup = false;
     let mut servers = match Servers::start(&start, &observer).await {
         Ok(servers) => servers,
         Err(error) => {
@@ -165,7 +179,7 @@ async fn serve(
     };
     let came_up = tokio::select! {
         () = servers.come_up() => true,
-        _ = signals.next_end() => false,
+        () = ends(&mut signals, &mut hangup) => false,
     };
     app.apply_backends(&servers);
     // Clients that connect by now wait in the listener's backlog: with no backend probed there
@@ -173,19 +187,21 @@ async fn serve(
     let probed = came_up
         && tokio::select! {
             () = app.probed() => true,
-            _ = signals.next_end() => false,
+            () = ends(&mut signals, &mut hangup) => false,
         };
     if !probed {
         servers.stop().await;
-        app.administering.cancel();
+        app.end_administration();
         return ExitCode::SUCCESS;
     }
     app.accept(listener);
     app.stage.ready.store(true, Ordering::Release);
-    start::greet(&start, &servers, address, admin_address, &app.pool).await;
+    start::greet(&start, &servers, address, admin_address, &app.pool);
     let mut managed = servers.watch();
 
-    let mut reloader = Reloader::new(&start, wished);
+    if hangup {
+        reloader.reload(&mut app, &servers, "signal", None).await;
+    }
     let signal = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -198,10 +214,19 @@ async fn serve(
             () = managed.changed() => app.apply_backends(&servers),
         }
     };
+    // Whoever wishes for a reload from now on is refused, and does not wait for the end.
+    drop(reloader);
     app.drain(signal, &mut signals).await;
     servers.stop().await;
-    app.administering.cancel();
+    app.end_administration();
     ExitCode::SUCCESS
+}
+
+/// Returns when an end is asked for; notes it if a reload is, which cannot be made yet.
+async fn ends(signals: &mut Signals, hangup: &mut bool) {
+    while signals.next().await == Signal::Hangup {
+        *hangup = true;
+    }
 }
 
 impl App {
@@ -264,7 +289,6 @@ impl App {
             log,
             accepting: CancellationToken::new(),
             admin: None,
-            administering: CancellationToken::new(),
             backstage,
         };
         app.show_limits();
@@ -272,14 +296,23 @@ impl App {
     }
 
     /// Serves the admin address on a thread of its own: health is answered while all else is busy.
-    fn administer(&mut self, bound: Bound) -> io::Result<()> {
+    /// The former server goes on until this one is handed to [`App::is_administered_by`].
+    fn administer(&self, bound: Bound, token: Option<Secret>) -> io::Result<Administration> {
         let stop = CancellationToken::new();
-        self.admin = Some(bound.try_clone()?);
-        let token = self.config.load().admin.token.clone();
-        AdminServer::start(bound, self.backstage.clone(), token, stop.clone())?;
-        let former = std::mem::replace(&mut self.administering, stop);
-        former.cancel();
-        Ok(())
+        let socket = bound.try_clone()?;
+        AdminServer::start(socket, self.backstage.clone(), token, stop.clone())?;
+        Ok(Administration { bound, stop })
+    }
+
+    fn is_administered_by(&mut self, admin: Administration) {
+        self.end_administration();
+        self.admin = Some(admin);
+    }
+
+    fn end_administration(&mut self) {
+        if let Some(former) = self.admin.take() {
+            former.stop.cancel();
+        }
     }
 
     /// Accepts clients on `listener`, and no longer on the one before it.

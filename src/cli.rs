@@ -369,7 +369,7 @@ fn check(args: CheckArgs) -> ExitCode {
         },
     };
     let answer = command::check(&request, &place);
-    print!("{}", answer.out);
+    app::say(&answer.out);
     eprint!("{}", answer.err);
     ExitCode::from(answer.code)
 }
@@ -422,7 +422,7 @@ fn ask(args: &AdminArgs, command: &AdminCommand) -> ExitCode {
     };
     match client.run_blocking(command, output) {
         Ok(text) => {
-            print!("{text}");
+            app::say(&text);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -475,7 +475,10 @@ fn ping(address: &str, token_env: Option<String>, timeout: Duration) -> ExitCode
             } else {
                 ""
             };
-            println!("{address}: alive, {version}, ping {:?}{token}", pong.took);
+            app::say(&format!(
+                "{address}: alive, {version}, ping {:?}{token}\n",
+                pong.took
+            ));
             ExitCode::SUCCESS
         }
         Err(error) => {

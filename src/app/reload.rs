@@ -16,6 +16,9 @@ use crate::{
     proxy::listener,
 };
 
+/// What a reload says that found everything as it was.
+const NOTHING: &str = "nothing changed";
+
 /// Who is told how a reload went.
 type Outcome = Result<String, Value>;
 
@@ -24,6 +27,8 @@ pub(super) struct Reloader {
     file: Option<PathBuf>,
     wished: mpsc::Receiver<ReloadWish>,
     watch: Option<FileWatch>,
+    /// The last reload was refused.
+    failed: bool,
 }
 
 impl Reloader {
@@ -43,6 +48,7 @@ impl Reloader {
             file: start.config.source.clone(),
             wished,
             watch,
+            failed: false,
         }
     }
 
@@ -68,31 +74,38 @@ impl Reloader {
         trigger: &'static str,
         answer: Option<oneshot::Sender<Outcome>>,
     ) {
-        let outcome = self.try_reload(app, servers).await;
-        let observer = &app.shared.observer;
+        let Some(file) = self.file.clone() else {
+            // No reload that failed: there is nothing that could be out of date.
+            let message = "this Taxiway was started without a file; nothing to read again";
+            tracing::warn!(target: "taxiway", trigger, "{message}");
+            if let Some(answer) = answer {
+                let _gone = answer.send(Err(json!({ "message": message })));
+            }
+            return;
+        };
+        let outcome = self.try_reload(app, servers, file).await;
         let (ok, summary) = match &outcome {
             Ok(summary) => (true, summary.clone()),
             Err(refusal) => (false, summary_of(refusal)),
         };
-        observer.record(&Event::Reload {
-            ok,
-            trigger,
-            summary: summary.into(),
-        });
+        // Whoever writes the file and asks for a reload is told once: the watch comes second.
+        let is_echo = trigger == "file" && ok && summary == NOTHING && !self.failed;
+        self.failed = !ok;
+        if !is_echo {
+            app.shared.observer.record(&Event::Reload {
+                ok,
+                trigger,
+                summary: summary.into(),
+            });
+        }
         if let Some(answer) = answer {
             // Nobody may be waiting any more.
             let _gone = answer.send(outcome);
         }
     }
 
-    async fn try_reload(&mut self, app: &mut App, servers: &Servers) -> Outcome {
-        let Some(file) = &self.file else {
-            return Err(json!({
-                "message": "this Taxiway was started without a file; nothing to read again",
-            }));
-        };
-        let path = file.clone();
-        let read = tokio::task::spawn_blocking(move || config::load(&path)).await;
+    async fn try_reload(&mut self, app: &mut App, servers: &Servers, file: PathBuf) -> Outcome {
+        let read = tokio::task::spawn_blocking(move || config::load(&file)).await;
         let loaded = match read {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(failure)) => {
@@ -125,18 +138,23 @@ impl Reloader {
         } else {
             None
         };
-        let admin = if new.admin.address != old.admin.address {
-            let address = new.admin.address;
-            Some(
-                AdminServer::bind(address)
-                    .map_err(|e| cannot_bind("admin.address", address, &e))?,
-            )
+        let bound = if new.admin.address != old.admin.address {
+            Some(AdminServer::bind(new.admin.address))
+        } else if new.admin.token != old.admin.token {
+            // The same socket, for a server with another token.
+            app.admin.as_ref().map(|admin| admin.bound.try_clone())
         } else {
             None
         };
-        let token_changed = new.admin.token != old.admin.token;
+        let token = new.admin.token.clone();
+        let admin = bound
+            .map(|bound| app.administer(bound?, token))
+            .transpose()
+            .map_err(|e| cannot_bind("admin.address", new.admin.address, &e))?;
         app.config.store(std::sync::Arc::new(new.clone()));
         app.rules.store(std::sync::Arc::new(rules(&new)));
+        let remembered = new.limits.directory_sessions;
+        app.shared.store.lock().set_limit(remembered);
         app.log.set_level(new.log.level);
         servers.withhold(&new);
         app.apply_backends(servers);
@@ -144,22 +162,12 @@ impl Reloader {
         if let Some(listener) = listener {
             app.accept(listener);
         }
-        match admin {
-            Some(bound) => {
-                app.administer(bound)
-                    .map_err(|e| cannot_bind("admin.address", new.admin.address, &e))?;
-            }
-            None if token_changed => {
-                if let Some(bound) = app.admin.take() {
-                    app.administer(bound)
-                        .map_err(|e| cannot_bind("admin", new.admin.address, &e))?;
-                }
-            }
-            None => {}
+        if let Some(admin) = admin {
+            app.is_administered_by(admin);
         }
         let lines = changes.lines();
         Ok(if lines.is_empty() {
-            "nothing changed".to_owned()
+            NOTHING.to_owned()
         } else {
             lines.join("; ")
         })

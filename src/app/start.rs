@@ -165,14 +165,33 @@ impl Follow {
     }
 }
 
-/// What a new user needs to know, on standard output.
-pub(super) async fn greet(
+/// Tells a new user what is needed, on standard output; nobody waits for it, since servers are
+/// asked, and since whoever reads our output may take his time.
+pub(super) fn greet(
     start: &Start,
     servers: &Servers,
     address: SocketAddr,
     admin: SocketAddr,
     pool: &Pool,
 ) {
+    let (start, failures, pool) = (start.clone(), servers.failures.clone(), pool.clone());
+    let backends = servers.backends(&start.config);
+    tokio::spawn(async move {
+        let logins = join_all(backends.iter().map(|b| login(&pool, &b.name))).await;
+        let servers: Vec<_> = backends.into_iter().zip(logins).collect();
+        let text = greeting(&start, &failures, &servers, address, admin);
+        tokio::task::spawn_blocking(move || say(&text));
+    });
+}
+
+/// The servers come with what is known of their login.
+fn greeting(
+    start: &Start,
+    failures: &[String],
+    servers: &[(config::Backend, String)],
+    address: SocketAddr,
+    admin: SocketAddr,
+) -> String {
     let config = &start.config;
     let mode = match config.routing.mode {
         Mode::Sticky => "sticky: separate disks, each session stays with its server",
@@ -209,12 +228,10 @@ pub(super) async fn greet(
         line("  !! or front servers that you have: taxiway --backend HOST:PORT".into());
         line(String::new());
     }
-    for failure in &servers.failures {
+    for failure in failures {
         line(format!("  !! {failure} (it is tried again)"));
     }
-    let backends = servers.backends(config);
-    let logins = join_all(backends.iter().map(|b| login(pool, &b.name))).await;
-    for (backend, login) in backends.iter().zip(logins) {
+    for (backend, login) in servers {
         let home = config
             .managed
             .as_ref()
@@ -245,11 +262,11 @@ pub(super) async fn greet(
     line("  const session = await client.createSession({ sessionId: \"user-ann--1\", /* model, provider, … */ });".into());
     line(String::new());
     line("Look at it: `taxiway status`. Stop it: Ctrl-C.".into());
-    say(&text);
+    text
 }
 
 /// Somebody may have closed our standard output; that is no reason to stop.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let mut out = io::stdout();
     let _closed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -114,6 +114,11 @@ impl Directory {
         }
     }
 
+    /// Another limit, from the next insertion on: a lower one is reached step by step.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.max(1);
+    }
+
     // Getters.
 
     /// What is known of `session`.
@@ -511,6 +516,15 @@ mod tests {
         assert!(d.len() <= 4, "{}", d.len());
         assert_eq!(d.known(now, "s0").owner, Some(b(1)));
         assert!(d.evicted() > 0);
+
+        d.set_limit(8);
+        for n in 20..40 {
+            d.learn_history(now, &s(n), &b(1));
+        }
+        assert_eq!(d.len(), 8);
+        d.set_limit(4);
+        d.learn_history(now, &s(40), &b(1));
+        assert!(d.len() <= 4, "{}", d.len());
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod rig;
 
 mod bad_input;
+mod by_hand;
 mod faults;
 mod ids;
 mod killed;

@@ -39,6 +39,10 @@ async fn readiness_ends_first_and_running_turns_end_by_themselves() {
             .await
             .unwrap();
         assert_eq!(alive, 200);
+        // At once: were it held until the end, what follows would come too late.
+        let (refused, answer) = rig.admin().post("/api/v1/reload", "{}").await;
+        assert_eq!(refused, 422, "{answer}");
+        assert!(answer.contains("shutting down"), "{answer}");
         // Within the grace all is as ever: balancers have not looked yet.
         let late = rig.client().await;
         late.create("late").await;
