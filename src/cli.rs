@@ -333,6 +333,15 @@ fn prepare(args: &RunArgs) -> Result<Start, ExitCode> {
     if let Some(address) = args.admin {
         config.admin.address = address;
     }
+    for backend in &config.backends {
+        if let Some(key) = config.own_address(&backend.address) {
+            return Err(usage(&format!(
+                "--backend {}: that is Taxiway's own {key}; move one of them with --listen or \
+                 --admin",
+                backend.address
+            )));
+        }
+    }
     Ok(Start {
         config,
         files: Vec::new(),

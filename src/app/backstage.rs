@@ -25,8 +25,8 @@ use crate::{
     },
     core::{
         event::Event,
-        locate::{self, Step},
-        snapshot::AdminState,
+        locate::{self, Refusal, Step},
+        snapshot::{self, AdminState, Mode, Snapshot},
     },
     observe::Observer,
     proxy::Rules,
@@ -73,9 +73,18 @@ impl Backstage for Stagehand {
                     .to_owned(),
             );
         }
-        let usable_backends = self
-            .pool
-            .current()
+        let snapshot = self.pool.current();
+        let unread: Vec<&str> = snapshot
+            .backends
+            .iter()
+            .filter(|b| is_unread(b, &snapshot))
+            .map(|b| b.name.as_str())
+            .collect();
+        let mut notes = Vec::new();
+        if !unread.is_empty() {
+            notes.push(format!("{}: {UNREAD}", unread.join(", ")));
+        }
+        let usable_backends = snapshot
             .backends
             .iter()
             .filter(|b| b.takes_placements())
@@ -83,6 +92,7 @@ impl Backstage for Stagehand {
         Readiness {
             ready: reasons.is_empty(),
             reasons,
+            notes,
             usable_backends,
         }
     }
@@ -109,9 +119,10 @@ impl Backstage for Stagehand {
                 let series = self.observer.metrics().known_backend(&backend.name);
                 let connections = series.map_or(0, |series| series.upstream_connections());
                 BackendView {
-                    health_reason: observed
-                        .and_then(|o| o.reason.as_deref())
-                        .map(str::to_owned),
+                    health_reason: reason_shown(
+                        observed.and_then(|o| o.reason.as_deref()),
+                        is_unread(backend, &snapshot),
+                    ),
                     ping_ms: observed
                         .and_then(|o| o.ping)
                         .map(|p| p.as_secs_f64() * 1000.0),
@@ -176,7 +187,9 @@ impl Backstage for Stagehand {
         let key = rules.key_of(session);
         let next = match locate::first(&known, &snapshot) {
             Step::Go(to) => format!("goes to backend {}", to.backend),
-            Step::Refuse(why) => why.explain(Some(session)),
+            Step::Refuse(why) => {
+                in_maint(&why, session, &snapshot).unwrap_or_else(|| why.explain(Some(session)))
+            }
             Step::Ask(backends) => format!(
                 "unknown here: {} are asked whether they have it open or on disk",
                 backends
@@ -248,6 +261,40 @@ impl Backstage for Stagehand {
             ok,
         });
     }
+}
+
+/// What a disk that was never read means for clients (separate disks only).
+const UNREAD: &str = "disk never read: calls on sessions that are known nowhere, and creates with \
+                      an id of the client's own, are refused (-32010) until it is read or the \
+                      backend is taken out of the configuration";
+
+fn is_unread(backend: &snapshot::Backend, pool: &Snapshot) -> bool {
+    pool.mode == Mode::Sticky && !backend.disk_read && !backend.removed
+}
+
+fn reason_shown(reason: Option<&str>, unread: bool) -> Option<String> {
+    match (reason, unread) {
+        (Some(reason), true) => Some(format!("{reason}; {UNREAD}")),
+        (None, true) => Some(UNREAD.to_owned()),
+        (reason, false) => reason.map(str::to_owned),
+    }
+}
+
+/// The refusal in words, if it is an operator's doing and not a backend's silence.
+fn in_maint(why: &Refusal, session: &str, pool: &Snapshot) -> Option<String> {
+    let (Refusal::OwnerAway(backend) | Refusal::HomeAway(backend)) = why else {
+        return None;
+    };
+    pool.get(backend).filter(|b| b.admin == AdminState::Maint)?;
+    let tie = if matches!(why, Refusal::OwnerAway(_)) {
+        "is open on"
+    } else {
+        "lives on the disk of"
+    };
+    Some(format!(
+        "session {session} {tie} backend {backend}, which is in maint: `taxiway ready {backend}` \
+         gives it back"
+    ))
 }
 
 fn refused(error: PoolError) -> ActionError {

@@ -69,16 +69,17 @@ impl PoolSink for News {
 
     fn event(&self, event: Event) {
         if let Event::BackendHealth {
-            backend,
-            to: Health::Down,
-            cause,
-            ..
+            backend, to, cause, ..
         } = &event
         {
-            self.observer
-                .metrics()
-                .backend(backend)
-                .ejected(cause.unwrap_or("other"));
+            let cause = match to {
+                Health::Down => Some(cause.unwrap_or("other")),
+                Health::StorageMismatch => Some("storage_mismatch"),
+                Health::Unknown | Health::Up | Health::Slow | Health::Probation => None,
+            };
+            if let Some(cause) = cause {
+                self.observer.metrics().backend(backend).ejected(cause);
+            }
         }
         if let Event::BackendRemoved {
             backend,

@@ -48,7 +48,7 @@ pub(super) fn check(
             session_id_user: raw.table("identity").pattern("session_id_user"),
         },
         sessions: sessions(raw.table("sessions")),
-        health: health(raw.table("health")),
+        health: check.health(),
         drain: drain(raw.table("drain")),
         limits: limits(raw.table("limits")),
         log: log(raw.table("log")),
@@ -205,6 +205,23 @@ impl Check<'_> {
         routing
     }
 
+    fn health(&mut self) -> Health {
+        let table = self.raw.table("health");
+        let health = health(table);
+        let sound = !table.is_faulty("timeout") && !table.is_faulty("interval");
+        // Both defaults fit, so at least one is written.
+        if let Some(span) = table.sound("timeout").or(table.sound("interval"))
+            && sound
+            && health.timeout > health.interval
+        {
+            self.report
+                .warning(span, "health.timeout: longer than health.interval")
+                .label("a probe that gets no answer holds up the next ones")
+                .help("a healthy server answers within milliseconds: keep timeout below interval");
+        }
+        health
+    }
+
     /// A path of the file as an absolute one.
     fn path(&self, text: &str) -> PathBuf {
         self.directory.join(text)
@@ -217,7 +234,7 @@ fn cannot_both_be_bound(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// Would connecting to `address` reach what listens on `listener`?
-fn reaches(address: &str, listener: SocketAddr) -> bool {
+pub(super) fn reaches(address: &str, listener: SocketAddr) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else {
         return false;
     };

@@ -250,6 +250,17 @@ impl Config {
             ..check::defaults()
         }
     }
+
+    /// The key of the own address that a connection to `address` would reach, if it is one.
+    pub fn own_address(&self, address: &str) -> Option<&'static str> {
+        let own = [
+            ("listener.address", self.listener.address),
+            ("admin.address", self.admin.address),
+        ];
+        own.iter()
+            .find(|(_, own)| check::reaches(address, *own))
+            .map(|(key, _)| *key)
+    }
 }
 
 impl Identity {

@@ -39,7 +39,12 @@ impl Observer {
             Event::Placement {
                 backend, reason, ..
             } => metrics.backend(backend).placement(*reason),
-            Event::ErrorAnswered { code, .. } => metrics.error(*code),
+            Event::ErrorAnswered { code, .. } => {
+                metrics.error(*code);
+                if *code == METHOD_DENIED {
+                    metrics.access_denied("method");
+                }
+            }
             Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
             Event::CreateExisting { action, .. } => metrics.session_create_existing(action),
             Event::SessionNotFound { reason } => metrics.session_not_found(reason),
@@ -232,6 +237,8 @@ impl Observer {
         code: i32,
         message: &str,
     ) {
+        // Its words name sessions and repeat what clients wrote; the client has them, with `ref`.
+        let reason = (!self.hides_identities()).then(|| clip(message));
         macro_rules! line {
             ($name:literal) => {
                 warn!(
@@ -242,7 +249,7 @@ impl Observer {
                         method = clip(method),
                         session,
                         code,
-                        reason = clip(message)
+                        reason
                     },
                     $name
                 )

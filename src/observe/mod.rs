@@ -77,9 +77,13 @@ impl Observer {
         self.shared.metrics.adopt_log_counter(log.dropped_counter());
     }
 
+    fn hides_identities(&self) -> bool {
+        self.shared.hash_identities.load(Ordering::Relaxed)
+    }
+
     /// A user's or session's name as the log may show it.
     fn identity(&self, name: &str) -> String {
-        if self.shared.hash_identities.load(Ordering::Relaxed) {
+        if self.hides_identities() {
             format!("h:{:016x}", self.shared.keys.hash_one(name))
         } else {
             clip(name).to_owned()

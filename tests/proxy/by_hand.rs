@@ -59,6 +59,25 @@ async fn a_closed_output_and_a_reload_of_nothing_harm_nobody() {
 }
 
 #[tokio::test]
+async fn a_backend_that_is_taxiway_itself_is_refused() {
+    for (own, key) in [("127.0.0.1:4391", "listener"), ("localhost:9391", "admin")] {
+        let refused = Command::new(env!("CARGO_BIN_EXE_taxiway"))
+            .args(["--listen", "127.0.0.1:4391", "--admin", "127.0.0.1:9391"])
+            .args(["--backend", own])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let refused = bounded(20, refused).await.unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains(&format!("Taxiway's own {key}.address")),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_command_whose_output_nobody_reads_ends_well() {
     let mut check = Command::new(env!("CARGO_BIN_EXE_taxiway"))
         .args(["check", "--reference"])

@@ -50,6 +50,14 @@ impl Check<'_> {
                         .label("Taxiway would connect to itself")
                         .help("start the CLI server on another port, or move listener.address");
                 }
+                let admin = self.raw.table("admin");
+                if !admin.is_faulty("address") && reaches(address, admin.address("address")) {
+                    let message = format!("backends.address: {address} is Taxiway's admin address");
+                    self.report
+                        .error(span, message)
+                        .label("no CLI server can be there")
+                        .help("start the CLI server on another port, or move admin.address");
+                }
             }
             let connection_token = self.secret(table, "connection_token");
             let (Some(name), Some(address)) = (name, address) else {

@@ -447,7 +447,8 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 choice(&["plain", "hash"]),
                 Absent::Value("plain"),
                 Reload::Restart(LOG_IS_FIXED),
-                "Users and sessions as they are, or as a keyed hash.",
+                "Users and sessions as they are, or as a keyed hash; the words of errors, which name \
+                 them, are then left to the client.",
             ),
         ],
     },

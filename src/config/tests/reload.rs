@@ -17,6 +17,8 @@ address = \"h:2\"
 
 #[test]
 fn the_same_file_changes_nothing() {
+    // They are not shown anywhere, and so not compared.
+    assert_eq!(good(EVERYTHING).secret_variables, ["ADMIN", "CLI"]);
     assert!(changes(EVERYTHING, EVERYTHING).is_empty());
     let swapped = "[[backends]]\nname = \"b\"\naddress = \"h:2\"\n[[backends]]\nname = \"a\"\n\
                    address = \"h:1\"\n";

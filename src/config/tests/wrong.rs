@@ -640,3 +640,29 @@ fn many_mistakes_are_bounded() {
         .collect();
     assert_eq!(read(&backends).unwrap_err().summaries().len(), 1);
 }
+
+/// Found when they are read, and told before they are felt.
+#[test]
+fn what_cannot_work_well_is_told() {
+    let loaded = read(&format!("[health]\ntimeout = \"3s\"\n{MINIMAL}")).unwrap();
+    let told: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("health.timeout: longer than health.interval"),
+        "{told:?}"
+    );
+    let fits = format!("[health]\ninterval = \"3s\"\ntimeout = \"3s\"\n{MINIMAL}");
+    assert!(read(&fits).unwrap().warnings.is_empty());
+
+    let text = "[[backends]]\nname = \"a\"\naddress = \"localhost:9321\"\n";
+    let failure = read(text).unwrap_err().to_string();
+    assert!(
+        failure.contains("localhost:9321 is Taxiway's admin address"),
+        "{failure}"
+    );
+
+    let none = Config::no_config(Vec::new(), None);
+    assert_eq!(none.own_address("localhost:4321"), Some("listener.address"));
+    assert_eq!(none.own_address("127.0.0.1:9321"), Some("admin.address"));
+    assert_eq!(none.own_address("127.0.0.1:5001"), None);
+}

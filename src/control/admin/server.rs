@@ -4,17 +4,21 @@
 //! checks from being answered. Must not look into requests: that is the routes' part.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
     thread,
     time::Duration,
 };
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Backstage, api::Desk, gate::Gate};
@@ -48,7 +52,8 @@ impl Bound {
 /// How much a client may take.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
-    /// Connections at a time; more are answered 503.
+    /// Connections at a time: one more takes the place of the oldest that asks for nothing, and is
+    /// answered 503 if all are being answered.
     pub(super) connections: usize,
     /// For a head to arrive, and for an idle connection to ask again.
     pub(super) head_timeout: Duration,
@@ -126,6 +131,77 @@ impl AdminServer {
     }
 }
 
+/// What a connection does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Use {
+    /// It has not asked yet.
+    Silent,
+    /// It has its answer, and may ask again.
+    Answered,
+    /// It is being answered.
+    Answering,
+}
+
+/// A connection's right to be served.
+struct Seat {
+    /// A [`Use`].
+    used: AtomicU8,
+    /// Asks the connection to end.
+    end: CancellationToken,
+}
+
+impl Seat {
+    fn use_is(&self, now: Use) {
+        self.used.store(now as u8, Ordering::Release);
+    }
+
+    fn use_now(&self) -> Use {
+        match self.used.load(Ordering::Acquire) {
+            0 => Use::Silent,
+            1 => Use::Answered,
+            _ => Use::Answering,
+        }
+    }
+}
+
+/// The seats that are taken, by age. Whoever only holds connections open must not keep the health
+/// checks out.
+#[derive(Default)]
+struct Seats {
+    taken: Mutex<BTreeMap<u64, Arc<Seat>>>,
+}
+
+impl Seats {
+    /// A seat, if need be that of the oldest connection that asks for nothing: one that never did
+    /// rather than one that was answered.
+    fn take(&self, number: u64, most: usize, shutdown: &CancellationToken) -> Option<Arc<Seat>> {
+        let mut taken = self.taken();
+        if taken.len() >= most {
+            let idle = taken
+                .iter()
+                .map(|(number, seat)| (seat.use_now(), *number))
+                .filter(|(used, _)| *used != Use::Answering)
+                .min()?;
+            taken.remove(&idle.1)?.end.cancel();
+        }
+        let seat = Arc::new(Seat {
+            used: AtomicU8::new(Use::Silent as u8),
+            end: shutdown.child_token(),
+        });
+        taken.insert(number, Arc::clone(&seat));
+        Some(seat)
+    }
+
+    fn leave(&self, number: u64) {
+        self.taken().remove(&number);
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Seat>>> {
+        // The map is whole at every moment, so a panic elsewhere spoils nothing.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub(super) async fn run_within(
     bound: Bound,
     backstage: Arc<dyn Backstage>,
@@ -139,9 +215,9 @@ pub(super) async fn run_within(
         gate: Gate::new(bound.address.ip(), token.as_ref()),
         body_timeout: bounds.body_timeout,
     });
-    let seats = Arc::new(Semaphore::new(bounds.connections));
+    let seats = Arc::new(Seats::default());
     let connections = TaskTracker::new();
-    loop {
+    for number in 0_u64.. {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
@@ -154,20 +230,23 @@ pub(super) async fn run_within(
                 continue;
             }
         };
-        match Arc::clone(&seats).try_acquire_owned() {
-            Ok(seat) => {
-                let (desk, bounds, shutdown) =
-                    (Arc::clone(&desk), bounds.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    serve(stream, client, &desk, &bounds, &shutdown).await;
-                    drop(seat);
-                });
-            }
-            Err(_) => {
-                // What does not fit into the empty send buffer of a new connection is not sent.
-                let _ = stream.try_write(FULL);
-            }
-        }
+        // Those that gave up their seat may still be taking their last answer.
+        let crowded = connections.len() >= bounds.connections.saturating_mul(2);
+        let seat = if crowded {
+            None
+        } else {
+            seats.take(number, bounds.connections, &shutdown)
+        };
+        let Some(seat) = seat else {
+            // What does not fit into the empty send buffer of a new connection is not sent.
+            let _ = stream.try_write(FULL);
+            continue;
+        };
+        let (desk, bounds, seats) = (Arc::clone(&desk), bounds.clone(), Arc::clone(&seats));
+        connections.spawn(async move {
+            serve(stream, client, &desk, &bounds, &seat).await;
+            seats.leave(number);
+        });
     }
     drop(listener);
     connections.close();
@@ -176,15 +255,13 @@ pub(super) async fn run_within(
     Ok(())
 }
 
-async fn serve(
-    stream: TcpStream,
-    client: SocketAddr,
-    desk: &Desk,
-    bounds: &Bounds,
-    shutdown: &CancellationToken,
-) {
-    let service =
-        service_fn(async |request| Ok::<_, Infallible>(desk.answer(client, request).await));
+async fn serve(stream: TcpStream, client: SocketAddr, desk: &Desk, bounds: &Bounds, seat: &Seat) {
+    let service = service_fn(async |request| {
+        seat.use_is(Use::Answering);
+        let answer = desk.answer(client, request).await;
+        seat.use_is(Use::Answered);
+        Ok::<_, Infallible>(answer)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.head_timeout)
@@ -196,7 +273,11 @@ async fn serve(
         // The client's errors are the client's business.
         _ = connection.as_mut() => return,
         () = tokio::time::sleep(bounds.lifetime) => {}
-        () = shutdown.cancelled() => {}
+        () = seat.end.cancelled() => {}
+    }
+    if seat.use_now() == Use::Silent {
+        // There is no answer that could be lost.
+        return;
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(bounds.last_answer, connection).await;

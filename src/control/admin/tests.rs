@@ -1,5 +1,7 @@
 //! The server over real sockets, with a fake backstage.
 
+mod seats;
+
 use std::{
     io,
     net::SocketAddr,
@@ -59,8 +61,8 @@ impl Stage {
         Self {
             readiness: Mutex::new(Readiness {
                 ready: true,
-                reasons: Vec::new(),
                 usable_backends: 2,
+                ..Readiness::default()
             }),
             backends: Mutex::new(vec![backend("cli-1", 2), backend("cli-2", 0)]),
             sessions: vec![
@@ -280,10 +282,12 @@ async fn probes_and_numbers() {
     *served.stage.readiness.lock().unwrap() = Readiness {
         ready: false,
         reasons: vec!["draining".into()],
+        notes: vec!["a disk".into()],
         usable_backends: 2,
     };
     let (status, body) = served.get("/readyz").await;
     assert_eq!((status, &body["reasons"]), (503, &json!(["draining"])));
+    assert_eq!(body["notes"], json!(["a disk"]));
     // Kubernetes asks with the pod's address as host.
     assert_eq!(
         served
@@ -660,11 +664,15 @@ async fn one_connection_too_many_is_told_so() {
         },
     );
     let mut first = TcpStream::connect(served.address).await.unwrap();
+    // It asked, and is awaited: its body is not whole.
     first
-        .write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .write_all(
+            b"POST /api/v1/reload HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n\
+              content-type: application/json\r\ncontent-length: 9\r\n\r\n",
+        )
         .await
         .unwrap();
-    // Once its answer begins, the first surely has its seat.
+    // Once its body is asked for, the first surely is being answered.
     first.read_u8().await.unwrap();
     let mut second = TcpStream::connect(served.address).await.unwrap();
     assert!(rest(&mut second).await.starts_with("HTTP/1.1 503"));

@@ -14,6 +14,9 @@ pub struct Readiness {
     /// Why not, for people; empty when ready.
     #[serde(default)]
     pub reasons: Vec<String>,
+    /// What some clients have to do without although it is ready, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Backends that could serve a session now.
     #[serde(default)]
     pub usable_backends: usize,

@@ -61,7 +61,7 @@ fn every_event() -> Vec<(Event, &'static str)> {
         method: Arc::from("session.shell.exec"),
         session: Some(SessionId::from("s-1")),
         code,
-        message: Arc::from("not allowed"),
+        message: Arc::from("not allowed for s-1"),
     };
     vec![
         (Event::ConnectionOpened { connection, client }, "connection"),
@@ -305,6 +305,7 @@ fn each_event_moves_its_counter_once() {
         "taxiway_turn_duration_seconds_count 1",
         "taxiway_turn_first_event_seconds_count 1",
         "taxiway_errors_total{code=\"-32014\"} 1",
+        "taxiway_access_denied_total{reason=\"method\"} 1",
         "taxiway_limit_hits_total{limit=\"limits.frame\"} 1",
         "taxiway_session_create_existing_total{action=\"resume\"} 1",
         "taxiway_session_not_found_total{reason=\"unknown\"} 1",

@@ -64,6 +64,7 @@ pub struct Metrics {
     limit_usage: Series<&'static str, Gauge>,
     limit_hits: Series<&'static str, IntCounter>,
     errors: Series<i32, IntCounter>,
+    access_denied: Series<&'static str, IntCounter>,
     reload_success: IntCounter,
     reload_failure: IntCounter,
     reload_successful: IntGauge,
@@ -123,6 +124,7 @@ impl Metrics {
             limit_usage: gauge_series(r, &table::LIMIT_USAGE),
             limit_hits: counter_series(r, &table::LIMIT_HITS),
             errors: counter_series(r, &table::ERRORS),
+            access_denied: counter_series(r, &table::ACCESS_DENIED),
             reload_success: reloads.with_label_values(&["success"]),
             reload_failure: reloads.with_label_values(&["failure"]),
             reload_successful: int_gauge(r, &table::RELOAD_SUCCESSFUL),
@@ -218,6 +220,11 @@ impl Metrics {
     /// An error made by Taxiway went to a client. Counted by `Event::ErrorAnswered`.
     pub fn error(&self, code: i32) {
         self.errors.with(code, IntCounter::inc);
+    }
+
+    /// Something was refused by policy. Counted by `Event::ErrorAnswered`.
+    pub(super) fn access_denied(&self, reason: &'static str) {
+        self.access_denied.with(reason, IntCounter::inc);
     }
 
     /// A configured limit, by its key.

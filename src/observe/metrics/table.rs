@@ -112,6 +112,8 @@ table! {
         "Times something was refused or closed because of a limit.";
     ERRORS: Counter "taxiway_errors_total" ["code"]
         "Errors made by Taxiway and sent to clients, by JSON-RPC code.";
+    ACCESS_DENIED: Counter "taxiway_access_denied_total" ["reason"]
+        "Calls refused by policy: method (not allowed through this proxy).";
     RELOADS: Counter "taxiway_config_reloads_total" ["result"]
         "Reloads of the configuration: success, failure.";
     RELOAD_SUCCESSFUL: Gauge "taxiway_config_last_reload_successful" []

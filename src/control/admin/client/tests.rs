@@ -50,6 +50,7 @@ async fn status_is_a_table() {
         ready: false,
         reasons: vec!["draining".into()],
         usable_backends: 1,
+        ..Readiness::default()
     };
     let told = table(&client(&served, None), Command::Status).await;
     assert!(
