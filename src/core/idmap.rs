@@ -46,8 +46,8 @@ impl RequestId {
         }
     }
 
-    /// Bytes on the heap.
-    fn heap_bytes(&self) -> usize {
+    /// Bytes on the heap: none for an id of usual length.
+    pub fn heap_bytes(&self) -> usize {
         if let Self::Long(text) = self {
             text.len()
         } else {

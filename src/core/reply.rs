@@ -72,6 +72,15 @@ pub enum ProxyError {
         /// Value in force, in the unit of the key (bytes, a count, milliseconds).
         value: u64,
     },
+    /// Requests that wait inside Taxiway keep as many bytes as they may.
+    #[error(
+        "Too many bytes of requests wait for their turn on this connection: {value} may (limits.frame \
+         and 1 MiB); wait for answers before you send more"
+    )]
+    TooMuchHeld {
+        /// Bytes that may be kept.
+        value: u64,
+    },
     /// The method is not allowed through Taxiway.
     #[error("Method {} is not allowed through this proxy: {reason}", Quote(.method))]
     MethodDenied {
@@ -166,7 +175,7 @@ impl ProxyError {
             Self::BackendUnavailable { .. } | Self::NotLocated { .. } => -32010,
             Self::BackendLost { .. } => -32011,
             Self::SessionBusy { .. } => -32012,
-            Self::LimitExceeded { .. } => -32013,
+            Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => -32013,
             Self::MethodDenied { .. } => -32014,
             Self::Draining => -32015,
             Self::Cancelled => -32800,
@@ -187,7 +196,7 @@ impl ProxyError {
             Self::BackendUnavailable { .. } | Self::NotLocated { .. } => "BACKEND_UNAVAILABLE",
             Self::BackendLost { .. } => "BACKEND_LOST",
             Self::SessionBusy { .. } => "SESSION_BUSY",
-            Self::LimitExceeded { .. } => "LIMIT_EXCEEDED",
+            Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => "LIMIT_EXCEEDED",
             Self::MethodDenied { .. } => "METHOD_DENIED",
             Self::Draining => "DRAINING",
             Self::Cancelled => "CANCELLED",
@@ -209,6 +218,7 @@ impl ProxyError {
             | Self::NotLocated { .. }
             | Self::SessionBusy { .. }
             | Self::LimitExceeded { .. }
+            | Self::TooMuchHeld { .. }
             | Self::Draining => true,
             Self::BackendLost { .. }
             | Self::MethodDenied { .. }
@@ -227,10 +237,10 @@ impl ProxyError {
 
     /// Configuration key of the limit that was reached: `data.limit`.
     pub fn limit(&self) -> Option<&'static str> {
-        if let Self::LimitExceeded { limit, .. } = self {
-            Some(limit)
-        } else {
-            None
+        match self {
+            Self::LimitExceeded { limit, .. } => Some(limit),
+            Self::TooMuchHeld { .. } => Some("limits.frame"),
+            _ => None,
         }
     }
 }

@@ -390,7 +390,9 @@ impl Driver {
                 }
                 observer.record(&event);
             }
-            Output::Close { reason } => self.closing = Some((reason, cx.now)),
+            Output::Close { reason } => {
+                self.closing.get_or_insert((reason, cx.now));
+            }
         }
     }
 
@@ -674,12 +676,14 @@ impl Driver {
     }
 
     fn poll_client(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
-        let pressed = self
-            .upstreams
-            .iter()
-            .flatten()
-            .any(|u| u.output.len() >= UPSTREAM_HIGH);
-        if pressed || !self.mux.wants_client_input() || self.closing.is_some() || self.client_gone {
+        // Answers made here wait in front of a client that does not read, too.
+        let pressed = self.client_is_full()
+            || self
+                .upstreams
+                .iter()
+                .flatten()
+                .any(|u| u.output.len() >= UPSTREAM_HIGH);
+        if pressed || self.mux.is_closed() || self.closing.is_some() || self.client_gone {
             self.mux.handle_client_unread(now);
             return false;
         }
@@ -747,14 +751,19 @@ impl Driver {
             .filter(|u| stalled(&u.output))
             .map(|u| u.slot)
             .collect();
-        for slot in stuck {
+        for slot in &stuck {
             self.upstream_ended(
                 now,
                 snapshot,
                 task,
-                slot,
+                *slot,
                 "the backend read nothing for too long",
             );
+        }
+        if !stuck.is_empty() {
+            // The client was not read because of it: what it owes is not due yet.
+            self.mux.handle_client_unread(now);
+            return true;
         }
         let patience = self.rules.mux.frame_timeout;
         let cut: Vec<SlotId> = self

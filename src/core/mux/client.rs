@@ -191,6 +191,8 @@ impl Mux {
                 limit: "limits.calls_per_connection",
                 value,
             })
+        } else if waits && call.heap_bytes() > 0 && !self.may_hold(call.heap_bytes(), cx.settings) {
+            Some(self.too_much_held(cx.settings))
         } else if let Class::Denied(reason) = class {
             Some(ProxyError::MethodDenied {
                 method: method.to_string(),
@@ -526,7 +528,7 @@ fn session_of(class: Class, head: &Head) -> Option<Text> {
 /// What the CLI accepts as a session id (PROTOCOL §4). Anything else goes to any backend, which
 /// refuses it in its own words.
 pub fn is_session_id(text: &str) -> bool {
-    (1..=200).contains(&text.len())
+    (1..=254).contains(&text.len())
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')

@@ -60,7 +60,9 @@ const UPSTREAM_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a call may set out for a backend that turns out to be unreachable.
 const MAX_ATTEMPTS: usize = 3;
 
-/// Beyond this many bytes of frames held here the client is not read any further.
+/// Requests that have to wait here may keep this many bytes besides one frame of the largest size;
+/// beyond it they are refused. The client is read all the same: what frees them may be its own
+/// answer to a backend.
 const HELD_HIGH: usize = 1024 * 1024;
 
 /// Requests of backends that the client has not answered yet; beyond it a backend is told so.
@@ -192,9 +194,17 @@ impl Mux {
         self.id
     }
 
-    /// Whether more bytes of the client may be handed in: not while a lot is held here.
-    pub fn wants_client_input(&self) -> bool {
-        self.held_bytes + self.calls.id_bytes() < HELD_HIGH && self.life != Life::Closed
+    /// Whether `more` bytes of a request may be kept here.
+    fn may_hold(&self, more: usize, settings: &Settings) -> bool {
+        self.held_bytes + self.calls.id_bytes() + more <= settings.frame.frame + HELD_HIGH
+    }
+
+    /// What a request is told that may not.
+    fn too_much_held(&mut self, settings: &Settings) -> ProxyError {
+        self.limit_hit("limits.frame");
+        ProxyError::TooMuchHeld {
+            value: (settings.frame.frame + HELD_HIGH) as u64,
+        }
     }
 
     /// Turns that run on this connection.

@@ -53,6 +53,10 @@ impl Mux {
         self.calls.insert(id.clone(), record);
         match ready {
             Some(slot) => self.forward(cx, slot, Some(id), frame, out),
+            None if !self.may_hold(frame.body().len(), cx.settings) => {
+                let error = self.too_much_held(cx.settings);
+                self.fail(cx, &id, &error, out);
+            }
             None => {
                 let held = Held {
                     call: id,
@@ -102,6 +106,9 @@ impl Mux {
         let direct = entry.locating.is_none() && purpose == Purpose::Use;
         if let (true, Some(slot)) = (direct, entry.here_at()) {
             self.dispatch(cx, key, slot, (id, cx.now), head, frame, false, out);
+        } else if !self.may_hold(frame.body().len(), cx.settings) {
+            let error = self.too_much_held(cx.settings);
+            self.fail(cx, &id, &error, out);
         } else {
             let held = Held {
                 call: id,
@@ -418,8 +425,20 @@ impl Mux {
         frame: Frame<'_>,
         out: &mut Outbox,
     ) {
-        let Some(upstream) = self.upstreams.get_mut(slot) else {
+        let Some(upstream) = self.upstreams.get(slot) else {
             debug_assert!(false, "only slots that are there are given out");
+            return;
+        };
+        // What was held already may wait on.
+        if upstream.phase != Phase::Ready
+            && let (Frame::Here { body, .. }, Some(id)) = (&frame, &call)
+            && !self.may_hold(body.len(), cx.settings)
+        {
+            let error = self.too_much_held(cx.settings);
+            self.fail(cx, id, &error, out);
+            return;
+        }
+        let Some(upstream) = self.upstreams.get_mut(slot) else {
             return;
         };
         if let Some(record) = call.as_ref().and_then(|id| self.calls.get_mut(id)) {

@@ -31,8 +31,16 @@ impl Mux {
         trace_id: Option<String>,
         out: &mut Outbox,
     ) {
+        let fits =
+            matches!(frame, Frame::Kept(_)) || self.may_hold(frame.body().len(), cx.settings);
         let entry = &mut self.entries[key];
         if entry.gate.is_some() || !entry.sends.is_empty() || entry.awaits_attach() {
+            if !fits {
+                let error = self.too_much_held(cx.settings);
+                self.fail(cx, &call, &error, out);
+                return;
+            }
+            let entry = &mut self.entries[key];
             let held = Held {
                 call,
                 purpose: Purpose::Use,

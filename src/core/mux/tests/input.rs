@@ -471,24 +471,56 @@ fn time_in_which_the_client_is_not_read_is_not_counted() {
 }
 
 #[test]
-fn the_client_is_not_read_while_much_of_it_is_held() {
+fn requests_beyond_what_may_be_held_are_refused_and_the_rest_still_passes() {
     let mut rig = Rig::manual();
+    // limits.frame and 1 MiB: three of them fit, a fourth does not.
     let text = "x".repeat(600_000);
     let params = |n: u8| json!({"sessionId": format!("s{n}"), "prompt": text});
-    rig.client(&request(0, "session.send", params(0)));
-    assert!(rig.mux.wants_client_input());
-    rig.client(&request(1, "session.send", params(1)));
-    assert!(!rig.mux.wants_client_input());
-    rig.refuse_locate(&rig.locates[0].clone());
-    assert!(rig.mux.wants_client_input());
-    rig.refuse_locate(&rig.locates[1].clone());
+    for n in 0..3 {
+        rig.client(&request(n, "session.send", params(n)));
+        rig.silent();
+    }
+    rig.client(&request(3, "session.send", params(3)));
+    let refused = rig.said_one();
+    assert_eq!(refused["error"]["code"], -32013);
+    assert_eq!(refused["error"]["data"]["limit"], "limits.frame");
+    rig.client(&request(4, "ping", json!({})));
+    assert_eq!(rig.said_one()["id"], 4);
+    for question in rig.locates.clone() {
+        rig.refuse_locate(&question);
+    }
+    assert_eq!(rig.said_raw().len(), 3);
     assert_eq!(rig.mux.held_bytes, 0);
-    // Ids that are as long as frames are held as well.
-    let id = "y".repeat(600_000);
-    rig.client(&request(format!("1{id}"), "session.list", json!({})));
-    assert!(rig.mux.wants_client_input());
-    rig.client(&request(format!("2{id}"), "session.list", json!({})));
-    assert!(!rig.mux.wants_client_input());
+    // Ids that are as long as frames are kept as well.
+    let id = "y".repeat(800_000);
+    for n in 1..3 {
+        rig.client(&request(format!("{n}{id}"), "session.list", json!({})));
+        rig.silent();
+    }
+    rig.client(&request(format!("3{id}"), "session.list", json!({})));
+    assert_eq!(rig.error().1, -32013);
+}
+
+#[test]
+fn a_hook_is_answered_while_sends_wait_for_what_it_holds_up() {
+    let mut rig = Rig::new();
+    rig.open("s1", "a");
+    let text = "x".repeat(700_000);
+    rig.send(1, "s1");
+    for n in 2..6 {
+        let params = json!({"sessionId": "s1", "prompt": text});
+        rig.client(&request(n, "session.send", params));
+    }
+    // The first two wait behind the send before them.
+    let refused: Vec<_> = rig.said().iter().map(|f| f["id"].clone()).collect();
+    assert_eq!(refused, [json!(4), json!(5)]);
+    rig.heard("a");
+    rig.backend("a", &request(9, "hooks.invoke", json!({"sessionId": "s1"})));
+    let hook = rig.said_one()["id"].clone();
+    rig.client(&result(hook, json!({"output": text})));
+    assert_eq!(rig.heard_ids("a"), [json!(9)]);
+    rig.backend("a", &result(1, json!({"messageId": "m1"})));
+    assert_eq!(rig.heard_ids("a"), [json!(2)]);
 }
 
 #[test]
