@@ -51,9 +51,12 @@ impl PoolSink for News {
             .learn_disk(Instant::now(), backend, sessions);
     }
 
-    fn backend_lost(&self, _backend: &BackendName, _how: Lost) {
+    fn backend_lost(&self, backend: &BackendName, how: Lost) {
         // Client connections that are attached there see their own upstream connections end, and
         // give their sessions back one by one; a silent backend keeps its sessions.
+        if how == Lost::Silent {
+            self.hub.publish(&Message::BackendSilent(backend.clone()));
+        }
     }
 
     fn in_use(&self, backend: &BackendName) -> usize {

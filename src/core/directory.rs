@@ -37,6 +37,8 @@ struct Record {
     has_history: bool,
     /// The connection whose turn is running: the one that reports it.
     turn: Option<ConnectionId>,
+    /// Stands for the event that ended the turn reported last.
+    reported: Option<u64>,
     deleted_at: Option<Instant>,
     last_use: Instant,
 }
@@ -49,6 +51,7 @@ impl Record {
             home: None,
             has_history: false,
             turn: None,
+            reported: None,
             deleted_at: None,
             last_use: now,
         }
@@ -352,7 +355,10 @@ impl Directory {
     }
 
     /// A turn has ended. True if `reporter` is the connection that reports it.
-    pub fn end_turn(&mut self, session: &str, reporter: ConnectionId) -> bool {
+    ///
+    /// `mark` stands for the event that ended it. A connection that hears of a turn late, when the
+    /// one that reported it has seen its end, would report it again.
+    pub fn end_turn(&mut self, session: &str, reporter: ConnectionId, mark: Option<u64>) -> bool {
         let Some(record) = self.sessions.get_mut(session) else {
             return false;
         };
@@ -364,7 +370,9 @@ impl Directory {
             let load = self.loads.entry(owner).or_default();
             load.turns = load.turns.saturating_sub(1);
         }
-        true
+        let again = mark.is_some() && record.reported == mark;
+        record.reported = mark.or(record.reported);
+        !again
     }
 
     fn entry(&mut self, now: Instant, session: &SessionId) -> &mut Record {
@@ -528,6 +536,23 @@ mod tests {
     }
 
     #[test]
+    fn who_hears_of_a_turn_late_does_not_report_it_again() {
+        let now = Instant::now();
+        let mut d = Directory::new(Mode::SharedStorage, 4);
+        let (first, late) = (ConnectionId(1), ConnectionId(2));
+        for who in [first, late] {
+            d.claim(now, &s(0), &b(1), who);
+        }
+        d.begin_turn("s0", first);
+        assert!(d.end_turn("s0", first, Some(7)));
+        d.begin_turn("s0", late);
+        assert!(!d.end_turn("s0", late, Some(7)));
+        d.begin_turn("s0", late);
+        assert!(d.end_turn("s0", late, Some(8)), "the next turn is another");
+        assert_eq!(d.load(&b(1)).turns, 0);
+    }
+
+    #[test]
     fn one_connection_reports_a_turn() {
         let now = Instant::now();
         let mut d = Directory::new(Mode::SharedStorage, 4);
@@ -536,9 +561,9 @@ mod tests {
         assert!(d.begin_turn("s0", ConnectionId(1)));
         assert!(!d.begin_turn("s0", ConnectionId(2)));
         assert_eq!(d.load(&b(1)).turns, 1);
-        d.end_turn("s0", ConnectionId(2));
+        d.end_turn("s0", ConnectionId(2), None);
         assert_eq!(d.load(&b(1)).turns, 1);
-        d.end_turn("s0", ConnectionId(1));
+        d.end_turn("s0", ConnectionId(1), None);
         assert_eq!(d.load(&b(1)).turns, 0);
     }
 
@@ -567,7 +592,7 @@ mod tests {
                     5 => d.learn_disk(now, &at, std::slice::from_ref(&id)),
                     6 => d.learn_history(now, &id, &at),
                     7 => { d.begin_turn(id.as_str(), who); }
-                    _ => { d.end_turn(id.as_str(), who); }
+                    _ => { d.end_turn(id.as_str(), who, None); }
                 }
                 d.check_invariants();
             }

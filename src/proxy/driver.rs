@@ -244,7 +244,7 @@ impl Driver {
             for slot in failed {
                 self.drop_upstream(slot);
                 self.mux
-                    .handle_upstream_closed(&cx, slot, "write failed", &mut self.out);
+                    .handle_upstream_dropped(&cx, slot, "write failed", &mut self.out);
             }
             if self.client_gone && self.closing.is_none() {
                 self.mux.handle_client_closed(&cx);
@@ -359,8 +359,9 @@ impl Driver {
             Output::TurnBegan(session) => {
                 store.lock().begin_turn(session.as_str(), self.id);
             }
-            Output::TurnEnded(mut record) => {
-                let reports = store.lock().end_turn(record.session.as_str(), self.id);
+            Output::TurnEnded(mut record, mark) => {
+                let session = record.session.as_str();
+                let reports = store.lock().end_turn(session, self.id, mark);
                 if reports {
                     record.user = self
                         .rules
@@ -470,9 +471,25 @@ impl Driver {
             }
         }
         for slot in &broken {
-            self.upstream_ended(now, snapshot, task, *slot, "write failed");
+            self.end_upstream(now, snapshot, task, *slot, "write failed");
         }
         !broken.is_empty()
+    }
+
+    /// Taxiway gives it up.
+    fn end_upstream(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+        slot: SlotId,
+        why: &'static str,
+    ) {
+        self.drop_upstream(slot);
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            mux.handle_upstream_dropped(cx, slot, why, out);
+            0
+        });
     }
 
     fn upstream_ended(
@@ -518,6 +535,12 @@ impl Driver {
                     if !asked {
                         self.shared.providers.refused(token);
                     }
+                }
+                Message::BackendSilent(backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_backend_silent(cx, &backend, out);
+                        0
+                    });
                 }
                 Message::Drain => {
                     self.step(now, snapshot, task, &[], |mux, _, _| {
@@ -752,7 +775,7 @@ impl Driver {
             .map(|u| u.slot)
             .collect();
         for slot in &stuck {
-            self.upstream_ended(
+            self.end_upstream(
                 now,
                 snapshot,
                 task,

@@ -16,7 +16,7 @@ use ahash::RandomState;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 
-use crate::core::id::ConnectionId;
+use crate::core::id::{BackendName, ConnectionId};
 
 /// Lifecycle notifications that wait for one slow client.
 const MAILBOX: usize = 1024;
@@ -33,6 +33,8 @@ pub enum Message {
         /// The request's body.
         body: Bytes,
     },
+    /// This backend says nothing any more, and is not counted on.
+    BackendSilent(BackendName),
     /// No new work; close when nothing runs.
     Drain,
     /// End now, honestly.

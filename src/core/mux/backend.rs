@@ -53,6 +53,9 @@ impl Mux {
         out: &mut Outbox,
     ) -> usize {
         let mut done = 0;
+        if let Some(upstream) = self.upstreams.get_mut(slot) {
+            upstream.silent_since = None;
+        }
         while let Some(upstream) = self.upstreams.get_mut(slot) {
             match upstream.cutter.cut(&input[done..]) {
                 Ok(Cut::Frame { header, body }) => {
@@ -132,7 +135,7 @@ impl Mux {
                 FrameKind::Notification
             }
             Kind::Request => {
-                self.handle_backend_request(slot, &head, text, out);
+                self.handle_backend_request(cx, slot, &head, text, out);
                 FrameKind::Request
             }
             Kind::Result => {
@@ -278,19 +281,26 @@ impl Mux {
     }
 
     /// A backend asks the client something: under an id that no other backend uses.
-    fn handle_backend_request(&mut self, slot: SlotId, head: &Head, body: &[u8], out: &mut Outbox) {
+    fn handle_backend_request(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        head: &Head,
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
         let Some(id) = &head.id else { return };
         let token = id.token().of(body);
         if self.requests.len() >= MAX_BACKEND_REQUESTS {
-            self.limit_hit("backend_requests");
-            let error = ProxyError::LimitExceeded {
-                limit: "backend_requests",
-                value: MAX_BACKEND_REQUESTS as u64,
-            };
-            let reference = self.reference();
-            out.write(Dest::Upstream(slot), |b| {
-                reply::error(b, token, &error, reference)
-            });
+            // An error of ours would stand for the client's word, and a hook that fails lets its
+            // tool run: the backend sees its client leave instead, which denies.
+            let limit = "backend_requests";
+            self.limit_hit(limit);
+            let value = MAX_BACKEND_REQUESTS as u64;
+            let error = ProxyError::LimitExceeded { limit, value };
+            self.refuse(reply::NULL_ID, "", None, &error, out);
+            self.abandon(cx, ClosedBy::Proxy);
+            self.close("backend_requests: too many requests of backends are not answered");
             return;
         }
         self.ask_client(Asker::Upstream(slot), token, id.token().range(), body, out);
@@ -356,6 +366,11 @@ impl Mux {
     ) -> bool {
         let Some(id) = &head.id else { return false };
         let id = RequestId::read(id, body);
+        if let Some(upstream) = self.upstreams.get_mut(slot)
+            && upstream.given_up.remove(&id)
+        {
+            return false;
+        }
         if self.calls.get(&id).and_then(Call::at) != Some(slot) {
             self.violated(cx, slot, "answered a call that it was not asked", out);
             return false;

@@ -182,9 +182,9 @@ impl Mux {
         // These are answered at once.
         let waits = !matches!(class, Class::Ping | Class::Connect);
 
-        let refusal = if self.calls.contains(&call) {
+        let refusal = if self.calls.contains(&call) || self.upstreams.owe(&call) {
             Some(ProxyError::duplicate_id(token))
-        } else if waits && self.calls.len() >= cx.settings.calls {
+        } else if waits && self.calls.len() + self.upstreams.given_up() >= cx.settings.calls {
             self.limit_hit("limits.calls_per_connection");
             let value = cx.settings.calls as u64;
             Some(ProxyError::LimitExceeded {

@@ -174,6 +174,71 @@ impl Mux {
         self.handle_upstream_closed(cx, slot, what, out);
     }
 
+    /// A backend has said nothing for so long that the pool does not count on it. It may only be
+    /// stopped or cut off for a while, so its connection, what is attached there and its turns
+    /// stay; but nobody is left waiting: calls are answered now, and a late answer is swallowed.
+    pub fn handle_backend_silent(
+        &mut self,
+        cx: &Context<'_>,
+        backend: &BackendName,
+        out: &mut Outbox,
+    ) {
+        let Some(slot) = self.upstreams.find(backend) else {
+            return;
+        };
+        // One that is not ready has its own deadline.
+        let Some(upstream) = self
+            .upstreams
+            .get_mut(slot)
+            .filter(|u| u.phase == Phase::Ready)
+        else {
+            return;
+        };
+        upstream.silent_since = Some(cx.snapshot.generation);
+        // First, so that an answered send does not let the next one out.
+        for key in self.keys() {
+            let Some(entry) = self.entries.get_mut(key).filter(|e| e.slot == Some(slot)) else {
+                continue;
+            };
+            let error = ProxyError::NotLocated {
+                session: Some(entry.id.clone()),
+                why: Refusal::OwnerAway(backend.clone()),
+            };
+            let sends = std::mem::take(&mut entry.sends);
+            self.held_bytes -= sends.iter().map(|held| held.body.len()).sum::<usize>();
+            for held in sends {
+                self.fail(cx, &held.call, &error, out);
+            }
+        }
+        for (id, call) in self.drain_calls(|call| call.at() == Some(slot)) {
+            if let Some(upstream) = self.upstreams.get_mut(slot) {
+                upstream.given_up.insert(id.clone());
+            }
+            let method = call.method.as_str().to_owned();
+            let error = ProxyError::BackendLost {
+                backend: backend.clone(),
+                method,
+            };
+            self.answer_with_error(cx, &id, call, &error, out);
+        }
+        self.close_if_quiet();
+    }
+
+    /// As [`Mux::handle_upstream_closed`], for one that Taxiway itself has closed: that it ended in
+    /// the middle of a frame is not the backend's fault.
+    pub fn handle_upstream_dropped(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        why: &'static str,
+        out: &mut Outbox,
+    ) {
+        if let Some(upstream) = self.upstreams.get_mut(slot) {
+            upstream.in_frame = false;
+        }
+        self.handle_upstream_closed(cx, slot, why, out);
+    }
+
     /// An upstream connection could not be made, or has ended. Safe to call for a slot that is
     /// gone already.
     pub fn handle_upstream_closed(

@@ -65,7 +65,7 @@ const MAX_ATTEMPTS: usize = 3;
 /// answer to a backend.
 const HELD_HIGH: usize = 1024 * 1024;
 
-/// Requests of backends that the client has not answered yet; beyond it a backend is told so.
+/// Requests of backends that the client has not answered yet; beyond it its connection ends.
 const MAX_BACKEND_REQUESTS: usize = 4096;
 
 /// Largest frame taken from a backend. The CLI itself has no limit (a 136 MB answer was seen).
@@ -290,7 +290,7 @@ impl Mux {
             };
             if upstream.deadline.is_some_and(|at| at <= cx.now) {
                 self.outputs.push_back(Output::CloseUpstream { slot });
-                self.handle_upstream_closed(cx, slot, "no answer to connect in time", out);
+                self.handle_upstream_dropped(cx, slot, "no answer to connect in time", out);
             } else if upstream
                 .idle_since
                 .is_some_and(|at| at + UPSTREAM_IDLE <= cx.now)

@@ -132,8 +132,9 @@ pub enum Output {
     },
     /// A turn began.
     TurnBegan(SessionId),
-    /// A turn ended; to be recorded if this connection is the one that reports it.
-    TurnEnded(Box<TurnRecord>),
+    /// A turn ended; to be recorded if this connection is the one that reports it. With it what
+    /// stands for the event that ended it: the same for every client that hears the session.
+    TurnEnded(Box<TurnRecord>, Option<u64>),
     /// A backend could not be reached, or did not complete the handshake.
     Unreachable {
         #[allow(missing_docs)]

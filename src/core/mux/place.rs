@@ -13,11 +13,11 @@ use super::{
     upstream::{Phase, SlotId, Waiting},
 };
 use crate::core::{
-    event::{ClosedBy, Event},
+    event::{ClosedBy, Event, PlacementReason},
     frame::{FrameLimits, is_plain_header},
     id::{BackendName, SessionId},
     idmap::RequestId,
-    locate::Purpose,
+    locate::{Purpose, Refusal},
     reply::{LostBy, ProxyError},
     route::{Class, SendKind},
     scan::{self, Head},
@@ -105,6 +105,10 @@ impl Mux {
         self.calls.insert(id.clone(), record);
         let direct = entry.locating.is_none() && purpose == Purpose::Use;
         if let (true, Some(slot)) = (direct, entry.here_at()) {
+            if let Some(error) = self.silence(cx, slot, &entry.id) {
+                self.fail(cx, &id, &error, out);
+                return;
+            }
             self.dispatch(cx, key, slot, (id, cx.now), head, frame, false, out);
         } else if !self.may_hold(frame.body().len(), cx.settings) {
             let error = self.too_much_held(cx.settings);
@@ -120,6 +124,22 @@ impl Mux {
             self.entries[key].held.push_back(held);
             self.locate(key);
         }
+    }
+
+    /// What a call is told whose session is attached at a backend that says nothing: better than to
+    /// wait for an answer that may never come.
+    fn silence(&self, cx: &Context<'_>, slot: SlotId, session: &SessionId) -> Option<ProxyError> {
+        let upstream = self.upstreams.get(slot)?;
+        let since = upstream.silent_since?;
+        let back = cx.snapshot.generation > since
+            && cx
+                .snapshot
+                .get(&upstream.backend)
+                .is_some_and(|b| b.is_usable());
+        (!back).then(|| ProxyError::NotLocated {
+            session: Some(session.clone()),
+            why: Refusal::OwnerAway(upstream.backend.clone()),
+        })
     }
 
     /// Whether one more session may be attached by this connection.
@@ -262,7 +282,9 @@ impl Mux {
         if !self.entries[key].held.is_empty() {
             let slot = self.slot_for(cx, &located.backend);
             self.move_entry(cx, key, slot, out);
-            self.release_held(cx, key, slot, purpose, located.has_history, out);
+            // Where it is open the CLI itself knows what a create on it means.
+            let closed_history = located.has_history && located.reason != PlacementReason::Owner;
+            self.release_held(cx, key, slot, purpose, closed_history, out);
         }
         self.settle_entry(key);
     }

@@ -1,6 +1,9 @@
 //! Turns and the order of sends: what drives them and what ends them.
 
-use std::time::{Duration, Instant};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::{Duration, Instant},
+};
 
 use super::{
     Context, Mux, Output,
@@ -232,7 +235,7 @@ impl Mux {
                     } else {
                         ClosedBy::Backend
                     };
-                    self.end_turn(cx, key, outcome, by);
+                    self.record_turn(cx, key, None, outcome, by, event_mark(body));
                     self.settle_entry(key);
                 }
             }
@@ -289,28 +292,33 @@ impl Mux {
         outcome: TurnOutcome,
         closed_by: ClosedBy,
     ) {
-        let backend = self.entries[key]
-            .slot
-            .and_then(|slot| self.upstreams.get(slot))
-            .map_or_else(|| "".into(), |u| u.backend.clone());
-        self.record_turn(cx, key, backend, outcome, closed_by);
+        self.record_turn(cx, key, None, outcome, closed_by, None);
     }
 
+    /// `backend` is named if the session's upstream connection is gone; `mark` is that of the event
+    /// that ended the turn.
     fn record_turn(
         &mut self,
         cx: &Context<'_>,
         key: usize,
-        backend: BackendName,
+        backend: Option<BackendName>,
         outcome: TurnOutcome,
         closed_by: ClosedBy,
+        mark: Option<u64>,
     ) {
         let Some(turn) = self.entries[key].turn.take().filter(|turn| turn.confirmed) else {
             return;
         };
+        let backend = backend.unwrap_or_else(|| {
+            self.entries[key]
+                .slot
+                .and_then(|slot| self.upstreams.get(slot))
+                .map_or_else(|| "".into(), |u| u.backend.clone())
+        });
         let reference = self.reference();
         let entry = &self.entries[key];
-        self.outputs
-            .push_back(Output::TurnEnded(Box::new(TurnRecord {
+        self.outputs.push_back(Output::TurnEnded(
+            Box::new(TurnRecord {
                 reference,
                 user: None,
                 session: entry.id.clone(),
@@ -326,7 +334,9 @@ impl Mux {
                 events: turn.events,
                 bytes: turn.bytes,
                 trace_id: turn.trace_id,
-            })));
+            }),
+            mark,
+        ));
     }
 
     /// The turn of this session will not be ended by its backend any more: the client is told so,
@@ -360,7 +370,8 @@ impl Mux {
         match cause {
             // Its upstream connection is gone already, and with it the way to its name.
             LostBy::Backend(backend) => {
-                self.record_turn(cx, key, backend.clone(), TurnOutcome::Lost, closed_by);
+                let backend = Some(backend.clone());
+                self.record_turn(cx, key, backend, TurnOutcome::Lost, closed_by, None);
             }
             LostBy::Shutdown | LostBy::Closed => {
                 self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
@@ -419,6 +430,17 @@ fn message_id(body: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     let id = value.pointer("/params/event/data/messageId")?.as_str()?;
     Some(id.to_owned())
+}
+
+/// What stands for the event of this body, whoever hears it: once per turn.
+fn event_mark(body: &[u8]) -> Option<u64> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let mut hasher = DefaultHasher::new();
+    value
+        .pointer("/params/event/id")?
+        .as_str()?
+        .hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 /// Appends a body with its header.

@@ -1,6 +1,8 @@
 //! The upstream connections of one client connection: at most one per backend.
 
-use std::time::Instant;
+use std::{collections::HashSet, time::Instant};
+
+use ahash::RandomState;
 
 use crate::core::{
     frame::{Cutter, FrameLimits},
@@ -67,6 +69,11 @@ pub(super) struct Upstream {
     pub(super) idle_since: Option<Instant>,
     /// The start of a frame has come, and its end has not.
     pub(super) in_frame: bool,
+    /// It was found to be silent, under the snapshot of this generation; until it speaks again.
+    pub(super) silent_since: Option<u64>,
+    /// Calls that it owes an answer which the client has got from Taxiway: its own is swallowed.
+    /// They count against `limits.calls_per_connection`.
+    pub(super) given_up: HashSet<RequestId, RandomState>,
     /// Key of the session whose event came last: the next one is mostly of the same session.
     pub(super) recent: usize,
 }
@@ -110,6 +117,8 @@ impl Upstreams {
             deadline: Some(deadline),
             idle_since: None,
             in_frame: false,
+            silent_since: None,
+            given_up: HashSet::default(),
             recent: usize::MAX,
         };
         let index = match self.slots.iter().position(|(_, u)| u.is_none()) {
@@ -168,6 +177,16 @@ impl Upstreams {
                     upstream.as_ref()?,
                 ))
             })
+    }
+
+    /// Whether some backend still owes an answer to a call of this id that was given up.
+    pub(super) fn owe(&self, id: &RequestId) -> bool {
+        self.iter().any(|(_, u)| u.given_up.contains(id))
+    }
+
+    /// Calls that were given up and not answered by their backend yet.
+    pub(super) fn given_up(&self) -> usize {
+        self.iter().map(|(_, u)| u.given_up.len()).sum()
     }
 
     pub(super) fn ids(&self) -> Vec<SlotId> {

@@ -180,7 +180,7 @@ fn a_client_that_leaves_abandons_its_calls_in_every_phase() {
     let turn = rig
         .log
         .iter()
-        .position(|o| matches!(o, Output::TurnEnded(_)))
+        .position(|o| matches!(o, Output::TurnEnded(_, _)))
         .unwrap();
     let release = rig
         .log

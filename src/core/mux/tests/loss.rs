@@ -19,7 +19,7 @@ fn codes(rig: &mut Rig) -> Vec<(Value, Value)> {
 
 pub(super) fn turn_ends(rig: &mut Rig) -> Vec<(TurnOutcome, ClosedBy)> {
     rig.logged(|output| match output {
-        Output::TurnEnded(turn) => Some((turn.outcome, turn.closed_by)),
+        Output::TurnEnded(turn, _) => Some((turn.outcome, turn.closed_by)),
         _ => None,
     })
 }
@@ -437,4 +437,86 @@ fn errors_without_an_id_are_swallowed() {
     rig.backend("a", r#"{"id":null,"error":{"code":-32700,"message":"m"}}"#);
     rig.silent();
     assert!(rig.try_slot("a").is_some());
+}
+
+#[test]
+fn a_silent_backend_leaves_nobody_waiting_and_goes_on_when_it_wakes() {
+    let mut rig = Rig::new();
+    rig.open("s1", "a");
+    rig.open("s2", "b");
+    rig.send(1, "s1");
+    rig.backend("a", &result(1, json!({"messageId": "m1"})));
+    rig.backend(
+        "a",
+        &event("s1", "user.message", json!({"messageId": "m1"})),
+    );
+    rig.said();
+    let read = |n: i64, s: &str| request(n, "session.getMessages", json!({"sessionId": s}));
+    rig.client(&read(2, "s1"));
+    rig.send(3, "s1");
+    rig.send(4, "s1");
+    rig.client(&read(5, "s2"));
+    let silent = |rig: &mut Rig| {
+        rig.step(&[], |mux, cx, out| {
+            mux.handle_backend_silent(cx, &"a".into(), out);
+            0
+        });
+    };
+    silent(&mut rig);
+    // What never left is safe to repeat, what left is not.
+    assert_eq!(
+        codes(&mut rig),
+        [
+            (json!(4), json!(-32010)),
+            (json!(2), json!(-32011)),
+            (json!(3), json!(-32011))
+        ]
+    );
+    rig.heard("a");
+    rig.client(&read(6, "s1"));
+    assert_eq!(rig.error(), (json!(6), -32010));
+    rig.client(&read(2, "s1"));
+    assert_eq!(rig.error(), (json!(2), -32600), "its answer is still owed");
+    assert!(rig.heard("a").is_empty());
+    assert_eq!((rig.mux.open_turns(), rig.claims.len()), (1, 2));
+    // It wakes: late answers are nobody's, its turn goes on, and calls pass.
+    rig.backend("a", &result(2, json!({})));
+    rig.backend("a", &result(3, json!({"messageId": "m3"})));
+    rig.silent();
+    rig.backend("a", &event("s1", "session.idle", json!({})));
+    assert_eq!(rig.said_one()["method"], "session.event");
+    assert_eq!(turn_ends(&mut rig), [(TurnOutcome::Ok, ClosedBy::Backend)]);
+    rig.client(&read(2, "s1"));
+    assert_eq!(rig.heard_ids("a"), [json!(2)]);
+    // Found silent once more, and back by the pool's word.
+    silent(&mut rig);
+    rig.said();
+    rig.snapshot.generation += 1;
+    rig.client(&read(7, "s1"));
+    assert_eq!(rig.heard_ids("a"), [json!(7)]);
+    assert!(
+        rig.logged(|o| matches!(o, Output::Violation { .. }).then_some(()))
+            .is_empty()
+    );
+}
+
+#[test]
+fn only_a_backend_that_ends_a_frame_halfway_breaks_the_protocol() {
+    for (ours, violations) in [(true, 0), (false, 1)] {
+        let mut rig = Rig::new();
+        rig.open("s1", "a");
+        rig.backend_bytes("a", b"Content-Length: 10\r\n\r\n{");
+        let slot = rig.slot("a");
+        rig.sockets.remove(&slot.index());
+        rig.step(&[], |mux, cx, out| {
+            if ours {
+                mux.handle_upstream_dropped(cx, slot, "ours", out);
+            } else {
+                mux.handle_upstream_closed(cx, slot, "theirs", out);
+            }
+            0
+        });
+        let found = rig.logged(|o| matches!(o, Output::Violation { .. }).then_some(()));
+        assert_eq!(found.len(), violations);
+    }
 }

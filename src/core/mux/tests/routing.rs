@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::rig::{Rig, event, failure, notification, request, result};
+use super::rig::{Rig, event, failure, framed, notification, request, result};
 use crate::core::{
     locate::Purpose,
     mux::{Output, Served},
@@ -174,23 +174,27 @@ fn answers_for_a_backend_that_is_gone_are_dropped() {
 }
 
 #[test]
-fn too_many_unanswered_requests_of_backends_are_refused_to_the_backend() {
+fn too_many_unanswered_requests_of_backends_end_the_connection_and_are_never_answered() {
     let mut rig = Rig::new();
     rig.open("s1", "a");
+    rig.heard("a");
+    let hook = |n| request(n, "hooks.invoke", json!({"sessionId": "s1"}));
     for n in 0..4096 {
-        rig.backend("a", &request(n, "hooks.invoke", json!({"sessionId": "s1"})));
+        rig.backend("a", &hook(n));
     }
     assert_eq!(rig.said_raw().len(), 4096);
-    rig.backend(
-        "a",
-        &request(4096, "hooks.invoke", json!({"sessionId": "s1"})),
+    assert_eq!(rig.closed, None);
+    let slot = rig.slot("a");
+    let body = framed(&hook(4096));
+    rig.step(&body, |mux, cx, out| {
+        mux.handle_upstream(cx, slot, &body, out)
+    });
+    assert_eq!(rig.said_one()["error"]["data"]["limit"], "backend_requests");
+    assert!(
+        rig.closed
+            .is_some_and(|why| why.contains("backend_requests"))
     );
-    rig.silent();
-    let heard = rig.heard("a");
-    assert_eq!(
-        (&heard[0]["id"], &heard[0]["error"]["code"]),
-        (&json!(4096), &json!(-32013))
-    );
+    assert!(rig.try_slot("a").is_none(), "the backend sees the end");
 }
 
 #[test]

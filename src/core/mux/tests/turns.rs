@@ -12,7 +12,7 @@ use crate::core::{
 
 fn records(rig: &mut Rig) -> Vec<TurnRecord> {
     rig.logged(|output| match output {
-        Output::TurnEnded(record) => Some((**record).clone()),
+        Output::TurnEnded(record, _) => Some((**record).clone()),
         _ => None,
     })
 }
@@ -158,7 +158,7 @@ fn a_refused_send_is_no_turn() {
     assert!(
         rig.log
             .iter()
-            .all(|o| !matches!(o, Output::TurnBegan(_) | Output::TurnEnded(_)))
+            .all(|o| !matches!(o, Output::TurnBegan(_) | Output::TurnEnded(_, _)))
     );
 }
 

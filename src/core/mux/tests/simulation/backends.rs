@@ -113,7 +113,7 @@ impl World {
                     *open += 1;
                     assert_eq!(*open, 1, "{}: a turn in a turn", self.seed);
                 }
-                Output::TurnEnded(record) => {
+                Output::TurnEnded(record, _) => {
                     let open = self.turns.entry(record.session.to_string()).or_default();
                     *open -= 1;
                     assert_eq!(*open, 0, "{}: an end without a beginning", self.seed);
