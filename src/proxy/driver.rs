@@ -56,6 +56,13 @@ const UPSTREAM_HIGH: usize = 1024 * 1024;
 /// Rounds of work before other connections get their turn.
 const ROUNDS: usize = 16;
 
+/// Errors of one connection that get a log line of their own within [`ERROR_SPAN`]; the others are
+/// only counted.
+const ERROR_LINES: u32 = 100;
+
+/// See [`ERROR_LINES`].
+const ERROR_SPAN: Duration = Duration::from_secs(60);
+
 /// How long the last bytes may take to leave when a connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -86,6 +93,27 @@ struct Upstream {
     metrics: Arc<BackendMetrics>,
 }
 
+/// Which errors of a connection are written to the log: a client may make them as fast as it can
+/// write.
+#[derive(Debug, Default)]
+struct ErrorLines {
+    since: Option<Instant>,
+    written: u32,
+}
+
+impl ErrorLines {
+    /// Whether one more may be written.
+    fn admit(&mut self, now: Instant) -> bool {
+        let over = |since| now.saturating_duration_since(since) >= ERROR_SPAN;
+        if self.since.is_none_or(over) {
+            self.since = Some(now);
+            self.written = 0;
+        }
+        self.written = self.written.saturating_add(1);
+        self.written <= ERROR_LINES
+    }
+}
+
 /// The task of one client connection.
 pub struct Driver {
     shared: Shared,
@@ -108,6 +136,7 @@ pub struct Driver {
     /// Why, and since when the connection is being closed.
     closing: Option<(&'static str, Instant)>,
     client_gone: bool,
+    error_lines: ErrorLines,
 }
 
 impl Driver {
@@ -135,6 +164,7 @@ impl Driver {
             out: Outbox::new(),
             closing: None,
             client_gone: false,
+            error_lines: ErrorLines::default(),
             rules,
         }
     }
@@ -388,6 +418,12 @@ impl Driver {
                     && *reason != PlacementReason::Owner
                 {
                     observer.metrics().backend(backend).session_opened();
+                }
+                if let Event::ErrorAnswered { code, .. } = &event
+                    && !self.error_lines.admit(cx.now)
+                {
+                    observer.metrics().error(*code);
+                    return;
                 }
                 observer.record(&event);
             }
@@ -912,4 +948,19 @@ fn keep_rest(input: &mut Vec<u8>, large: Vec<u8>, shared: &[u8], whole: bool, us
         (true, used) => large[used..].to_vec(),
         (false, used) => shared[used..].to_vec(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_errors_is_written_in_part_and_anew_after_a_while() {
+        let start = Instant::now();
+        let mut lines = ErrorLines::default();
+        let admitted = |lines: &mut ErrorLines, now| (0..1000).filter(|_| lines.admit(now)).count();
+        assert_eq!(admitted(&mut lines, start), 100);
+        assert_eq!(admitted(&mut lines, start + ERROR_SPAN / 2), 0);
+        assert_eq!(admitted(&mut lines, start + ERROR_SPAN), 100);
+    }
 }

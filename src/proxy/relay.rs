@@ -9,12 +9,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes},
-    net::TcpStream,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
 };
 
 use super::{Rules, Shared, hub::Message, socket};
@@ -29,8 +32,8 @@ use crate::core::{
     scan::{self, Kind},
 };
 
-/// Size of the relay's two buffers.
-const BUFFER: usize = 64 * 1024;
+/// Size of the relay's two buffers, which are there only while bytes wait.
+const BUFFER: usize = 16 * 1024;
 
 /// What the first frames have led to.
 enum Greeting {
@@ -140,30 +143,125 @@ async fn serve(
     routed.store(true, Ordering::Relaxed);
     let metrics = shared.observer.metrics().backend(&backend);
     metrics.upstream_opened();
-    let ended = relay(shared, &backend, stream, &mut upstream, &read).await;
+    let ended = relay(shared, rules, id, &backend, stream, &mut upstream, &read).await;
     metrics.upstream_closed();
     ended
 }
 
 async fn relay(
     shared: &Shared,
+    rules: &Rules,
+    id: ConnectionId,
     backend: &BackendName,
     client: &mut TcpStream,
     upstream: &mut TcpStream,
     first: &[u8],
 ) -> (ClosedBy, String) {
-    if let Err(error) = upstream.write_all(first).await {
-        return (ClosedBy::Backend, format!("{backend}: {error}"));
-    }
     let metrics = shared.observer.metrics();
-    metrics.add_bytes(Direction::ClientToBackend, first.len() as u64);
-    match copy_bidirectional_with_sizes(client, upstream, BUFFER, BUFFER).await {
-        Ok((up, down)) => {
-            metrics.add_bytes(Direction::ClientToBackend, up);
-            metrics.add_bytes(Direction::BackendToClient, down);
-            (ClosedBy::Client, "client closed".to_owned())
+    let activity = shared.pool.activity(backend);
+    let stall = rules.write_stall;
+    let broken = |error: io::Error| (ClosedBy::Backend, format!("{backend}: {error}"));
+    match tokio::time::timeout(stall, upstream.write_all(first)).await {
+        Ok(Ok(())) => metrics.add_bytes(Direction::ClientToBackend, first.len() as u64),
+        Ok(Err(error)) => return broken(error),
+        Err(_) => return broken(io::ErrorKind::TimedOut.into()),
+    }
+    let (mut client_in, mut client_out) = client.split();
+    let (mut upstream_in, mut upstream_out) = upstream.split();
+    let up = copy(&mut client_in, &mut upstream_out, stall, |n| {
+        metrics.add_bytes(Direction::ClientToBackend, n);
+    });
+    let down = copy(&mut upstream_in, &mut client_out, stall, |n| {
+        metrics.add_bytes(Direction::BackendToClient, n);
+        if let Some(activity) = &activity {
+            activity.mark();
         }
-        Err(error) => (ClosedBy::Backend, format!("{backend}: {error}")),
+    });
+    // The end of one side is passed on; what the other still has to say is waited for.
+    match tokio::try_join!(async { up.await.map_err(End::upward) }, async {
+        down.await.map_err(End::downward)
+    }) {
+        Ok(((), ())) => (ClosedBy::Client, "client closed".to_owned()),
+        Err(End::Backend(error)) => broken(error),
+        Err(End::Client(error)) => (ClosedBy::Client, error.to_string()),
+        Err(End::Stalled) => {
+            let limit = "listener.write_stall";
+            shared.observer.record(&Event::LimitHit {
+                connection: Some(id),
+                limit,
+            });
+            let why = "the client read nothing for listener.write_stall";
+            (ClosedBy::Proxy, why.to_owned())
+        }
+    }
+}
+
+/// Whose fault the end of a relay was.
+enum End {
+    Backend(io::Error),
+    Client(io::Error),
+    /// The client took nothing for too long.
+    Stalled,
+}
+
+impl End {
+    fn upward(halt: Halt) -> Self {
+        match halt {
+            Halt::Read(error) => Self::Client(error),
+            Halt::Write(error) => Self::Backend(error),
+            Halt::Stalled => Self::Backend(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    fn downward(halt: Halt) -> Self {
+        match halt {
+            Halt::Read(error) => Self::Backend(error),
+            Halt::Write(error) => Self::Client(error),
+            Halt::Stalled => Self::Stalled,
+        }
+    }
+}
+
+/// Why one direction of a relay cannot go on.
+#[derive(Debug)]
+enum Halt {
+    Read(io::Error),
+    Write(io::Error),
+    /// Nothing was taken for that long.
+    Stalled,
+}
+
+/// Copies one direction to its end, and passes the end on. `passed` hears of every read.
+async fn copy(
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    stall: Duration,
+    passed: impl Fn(u64),
+) -> Result<(), Halt> {
+    loop {
+        from.readable().await.map_err(Halt::Read)?;
+        // Made anew after each wait: an idle connection owns no buffer.
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let n = match from.try_read(&mut buffer) {
+                Ok(0) => return to.shutdown().await.map_err(Halt::Write),
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(Halt::Read(error)),
+            };
+            passed(n as u64);
+            let mut rest = &buffer[..n];
+            while !rest.is_empty() {
+                let taken = tokio::time::timeout(stall, to.write(rest))
+                    .await
+                    .map_err(|_| Halt::Stalled)?
+                    .map_err(Halt::Write)?;
+                if taken == 0 {
+                    return Err(Halt::Write(io::ErrorKind::WriteZero.into()));
+                }
+                rest = &rest[taken..];
+            }
+        }
     }
 }
 
@@ -458,4 +556,62 @@ fn framing_error(error: &FrameError) -> ProxyError {
 fn ping_message(params: &[u8]) -> Option<String> {
     let params: serde_json::Value = serde_json::from_slice(params).ok()?;
     params.get("message")?.as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn bytes_are_counted_as_they_pass_and_the_end_is_passed_on() {
+        let ((mut source, mut from), (mut to, mut sink)) = (pair().await, pair().await);
+        let text = vec![7; 10 * BUFFER + 1];
+        let passed = AtomicU64::new(0);
+        let (mut input, _keep) = from.split();
+        let (_unread, mut output) = to.split();
+        let copying = copy(&mut input, &mut output, Duration::from_secs(60), |n| {
+            passed.fetch_add(n, Ordering::Relaxed);
+        });
+        let writing = async {
+            source.write_all(&text).await.unwrap();
+            source.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let (copied, (), read) = tokio::join!(copying, writing, sink.read_to_end(&mut got));
+        copied.unwrap();
+        assert_eq!(read.unwrap(), text.len());
+        assert_eq!(got, text);
+        assert_eq!(passed.into_inner(), text.len() as u64);
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_for_too_long_ends_the_copy() {
+        let ((mut source, mut from), (mut to, _sink)) = (pair().await, pair().await);
+        let (mut input, _keep) = from.split();
+        let (_unread, mut output) = to.split();
+        let copying = copy(&mut input, &mut output, Duration::from_millis(50), |_| {});
+        let writing = async {
+            // More than any socket buffers hold: ends only with the copy.
+            let text = vec![7; 1 << 20];
+            loop {
+                source.write_all(&text).await.unwrap();
+            }
+        };
+        let ended = tokio::select! {
+            ended = copying => ended,
+            () = writing => Ok(()),
+        };
+        assert!(matches!(ended, Err(Halt::Stalled)), "{ended:?}");
+    }
 }

@@ -50,6 +50,8 @@ pub(super) struct Rig {
     pub(super) homes: BTreeMap<String, String>,
     /// Sessions that have history on disk.
     pub(super) history: BTreeSet<String>,
+    /// Sessions that somebody has open already.
+    pub(super) open_there: BTreeSet<String>,
     /// Backends that refuse connections.
     pub(super) down: BTreeSet<String>,
     /// Backends that accept and say nothing.
@@ -164,6 +166,7 @@ impl Rig {
             shell,
             homes: BTreeMap::new(),
             history: BTreeSet::new(),
+            open_there: BTreeSet::new(),
             down: BTreeSet::new(),
             mute: BTreeSet::new(),
             out: Outbox::new(),
@@ -334,7 +337,10 @@ impl Rig {
         }
         let located = Located {
             backend: backend.into(),
-            reason: PlacementReason::Hash,
+            reason: match &session {
+                Some(session) if self.open_there.contains(session) => PlacementReason::Owner,
+                _ => PlacementReason::Hash,
+            },
             has_history: session.is_some_and(|s| self.history.contains(&s)),
         };
         let ticket = question.ticket;

@@ -388,7 +388,7 @@ fn lifecycle_comes_from_the_shell_only() {
     );
     rig.backend("a", &news);
     rig.silent();
-    let frame = super::rig::framed(&news);
+    let frame = framed(&news);
     rig.step(&[], |mux, _, out| {
         mux.handle_lifecycle(&frame, out);
         0

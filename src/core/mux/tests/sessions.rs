@@ -545,3 +545,13 @@ fn an_answer_that_comes_too_late_for_everybody_claims_nothing() {
     assert!(rig.connects.is_empty());
     assert!(rig.mux.is_closed());
 }
+
+#[test]
+fn a_create_on_a_session_that_is_open_passes_as_it_is() {
+    let mut rig = Rig::new();
+    rig.history.insert("s1".into());
+    rig.open_there.insert("s1".into());
+    let create = request(1, "session.create", json!({"sessionId": "s1"}));
+    rig.client(&create);
+    assert_eq!(rig.heard_raw("a"), [create]);
+}
