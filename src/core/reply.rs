@@ -237,10 +237,12 @@ impl ProxyError {
 
     /// Configuration key of the limit that was reached: `data.limit`.
     pub fn limit(&self) -> Option<&'static str> {
-        match self {
-            Self::LimitExceeded { limit, .. } => Some(limit),
-            Self::TooMuchHeld { .. } => Some("limits.frame"),
-            _ => None,
+        if let Self::LimitExceeded { limit, .. } = self {
+            Some(limit)
+        } else if let Self::TooMuchHeld { .. } = self {
+            Some("limits.frame")
+        } else {
+            None
         }
     }
 }
