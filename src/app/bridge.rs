@@ -30,9 +30,11 @@ pub(super) struct News {
 }
 
 impl PoolSink for News {
-    fn lifecycle(&self, _backend: &BackendName, kind: &str, session: &SessionId, body: Bytes) {
+    fn lifecycle(&self, backend: &BackendName, kind: &str, session: &SessionId, body: Bytes) {
         if kind == "session.deleted" {
-            self.store.lock().delete(Instant::now(), session);
+            self.store
+                .lock()
+                .learn_deleted(Instant::now(), session, backend);
         }
         if self.hub.is_empty() {
             return;
@@ -162,8 +164,8 @@ impl Pool for Port {
             match pool.ask(&backend, &method, &params, timeout).await {
                 Ok(PoolAnswer::Result(text)) => Answer::Result(text.get().to_owned()),
                 Ok(PoolAnswer::Error { raw, .. }) => Answer::Error(raw.get().to_owned()),
-                Err(AskError::TimedOut) => Answer::Silent,
-                Err(AskError::Lost | AskError::Unusable) => Answer::Gone,
+                Err(AskError::TimedOut | AskError::Unusable) => Answer::Silent,
+                Err(AskError::Lost) => Answer::Gone,
             }
         })
     }

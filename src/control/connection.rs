@@ -27,6 +27,10 @@ use crate::core::id::SessionId;
 const MAX_HEADER: usize = 8 << 10;
 /// Largest body: the session list of a disk with some 100,000 sessions.
 const MAX_BODY: usize = 64 << 20;
+/// Beyond this, what a header announces is no length.
+const ABSURD_BODY: usize = 1 << 40;
+/// Bytes of an over-long body that are looked at for the `id`, which CLIs write in front.
+const ID_WITHIN: usize = 256;
 /// Calls that may await their answers.
 const MAX_PENDING: usize = 1024;
 /// Bytes that may await a backend that does not read.
@@ -108,6 +112,8 @@ pub(super) struct Link<P> {
     outbox: BytesMut,
     /// Length of the body that is being read, once its header is complete.
     body: Option<usize>,
+    /// Bytes that are still to come of a body that is too long to be kept.
+    skip: usize,
     next_id: u64,
     pending: HashMap<u64, Pending<P>>,
     /// Whether an entry of `pending` is still of interest to anybody.
@@ -176,10 +182,27 @@ impl<P> Link<P> {
             inbox: BytesMut::new(),
             outbox: BytesMut::new(),
             body: None,
+            skip: 0,
             next_id: 1,
             pending: HashMap::new(),
             is_wanted,
         }
+    }
+
+    /// Whether one more call may be queued. Forgets what nobody waits for any more if need be.
+    pub(super) fn has_room(&mut self) -> bool {
+        if self.pending.len() >= MAX_PENDING {
+            let is_wanted = self.is_wanted;
+            self.pending.retain(|_, p| is_wanted(&p.purpose));
+        }
+        self.pending.len() < MAX_PENDING && self.outbox.len() < MAX_OUTBOX
+    }
+
+    /// What the calls without an answer were for. They are forgotten.
+    pub(super) fn take_pending(&mut self) -> impl Iterator<Item = P> {
+        std::mem::take(&mut self.pending)
+            .into_values()
+            .map(|pending| pending.purpose)
     }
 
     /// Queues a call; `params` is a JSON text.
@@ -190,11 +213,7 @@ impl<P> Link<P> {
         purpose: P,
         now: Instant,
     ) -> Result<(), (LinkFull, P)> {
-        if self.pending.len() >= MAX_PENDING {
-            let is_wanted = self.is_wanted;
-            self.pending.retain(|_, p| is_wanted(&p.purpose));
-        }
-        if self.pending.len() >= MAX_PENDING || self.outbox.len() + params.len() > MAX_OUTBOX {
+        if !self.has_room() || self.outbox.len() + params.len() > MAX_OUTBOX {
             return Err((LinkFull, purpose));
         }
         let id = self.next_id;
@@ -222,7 +241,8 @@ impl<P> Link<P> {
             tokio::select! {
                 read = self.read.read_buf(&mut self.inbox) => {
                     if read? == 0 {
-                        let whole = self.inbox.is_empty() && self.body.is_none();
+                        let whole =
+                            self.inbox.is_empty() && self.body.is_none() && self.skip == 0;
                         return Err(if whole { LinkError::Closed } else { LinkError::Cut });
                     }
                 }
@@ -252,6 +272,10 @@ impl<P> Link<P> {
 
     /// The next complete body.
     fn cut(&mut self) -> Result<Option<Bytes>, LinkError> {
+        self.discard();
+        if self.skip > 0 {
+            return Ok(None);
+        }
         if self.body.is_none() {
             let Some((header, length)) = read_header(&self.inbox)? else {
                 return Ok(None);
@@ -260,12 +284,30 @@ impl<P> Link<P> {
             self.body = Some(length);
         }
         match self.body {
+            Some(length) if length > MAX_BODY => {
+                if self.inbox.len() >= ID_WITHIN {
+                    // Only this answer is lost: dropping what waits for it tells its asker.
+                    let id = leading_id(&self.inbox[..ID_WITHIN]);
+                    drop(id.and_then(|id| self.pending.remove(&id)));
+                    self.body = None;
+                    self.skip = length;
+                    self.discard();
+                }
+                Ok(None)
+            }
             Some(length) if self.inbox.len() >= length => {
                 self.body = None;
                 Ok(Some(self.inbox.split_to(length).freeze()))
             }
             Some(_) | None => Ok(None),
         }
+    }
+
+    /// Throws away what has come of an over-long body.
+    fn discard(&mut self) {
+        let gone = self.skip.min(self.inbox.len());
+        self.inbox.advance(gone);
+        self.skip -= gone;
     }
 
     fn take(&mut self, body: Bytes, now: Instant) -> Result<Option<Incoming<P>>, LinkError> {
@@ -326,6 +368,19 @@ impl<P> Link<P> {
     }
 }
 
+/// The number behind the first `"id":` in the beginning of a body.
+fn leading_id(start: &[u8]) -> Option<u64> {
+    let at = memchr::memmem::find(start, br#""id":"#)? + br#""id":"#.len();
+    let digits = start[at..]
+        .iter()
+        .take_while(|b| b.is_ascii_digit())
+        .count();
+    std::str::from_utf8(&start[at..at + digits])
+        .ok()?
+        .parse()
+        .ok()
+}
+
 /// Length of a complete header block and of the body that it announces.
 fn read_header(bytes: &[u8]) -> Result<Option<(usize, usize)>, LinkError> {
     let Some(end) = memchr::memmem::find(&bytes[..bytes.len().min(MAX_HEADER)], b"\r\n\r\n") else {
@@ -348,7 +403,7 @@ fn read_header(bytes: &[u8]) -> Result<Option<(usize, usize)>, LinkError> {
         }
     }
     match length {
-        Some(length) if length > MAX_BODY => {
+        Some(length) if length > ABSURD_BODY => {
             Err(LinkError::Violation("announced a frame beyond all bounds"))
         }
         Some(length) => Ok(Some((end + 4, length))),
@@ -393,7 +448,7 @@ mod tests {
             "Content-Length:\r\n\r\n",
             "Content-Type: x\r\n\r\n",
             "\r\n\r\n",
-            "Content-Length: 99999999999\r\n\r\n",
+            "Content-Length: 9999999999999\r\n\r\n",
             "Content-Length: 99999999999999999999999999\r\n\r\n",
             &endless,
         ] {

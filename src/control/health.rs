@@ -30,6 +30,10 @@ use crate::core::{
 
 /// What clients may be told to support: Taxiway passes their own choice on its other connections.
 const TASK_KINDS: &str = r#"["agent","client","shell"]"#;
+/// Bytes of a text by a backend that are kept.
+const MAX_TEXT: usize = 256;
+/// Task kinds of a backend that are kept.
+const MAX_KINDS: usize = 64;
 /// Pings without an answer, beyond which no more are written: a stopped process reads none.
 const MAX_UNANSWERED: u32 = 16;
 /// A connection that has not answered the handshake for so long is given up.
@@ -74,6 +78,8 @@ pub(super) struct Watch {
     next_list: Option<Instant>,
     confirming: Option<Confirming>,
     next_purge: Option<Instant>,
+    /// As in [`Observed::gone`].
+    gone: bool,
 }
 
 struct Confirming {
@@ -120,6 +126,7 @@ impl Watch {
             next_list: None,
             confirming: None,
             next_purge: None,
+            gone: false,
         }
     }
 
@@ -136,13 +143,15 @@ impl Watch {
                 link.flush();
             }
             let deadline = self.deadline(now());
+            let has_room = self.link.as_mut().is_none_or(Link::has_room);
             let wake = tokio::select! {
                 // What was received before a deadline passed unnoticed must count.
                 biased;
                 incoming = next_incoming(&mut self.link) => Wake::Incoming(incoming),
                 stream = poll_option(&mut self.connecting) => Wake::Connected(stream),
                 fresh = next_fresh(&mut self.confirming) => Wake::Confirmed(fresh),
-                command = commands.recv() => Wake::Command(command),
+                // What finds no room waits in the queue, and its asker there, within its time.
+                command = commands.recv(), if has_room => Wake::Command(command),
                 changed = target.changed() => Wake::Retarget(changed.is_ok()),
                 () = sleep_until(deadline) => Wake::Time,
             };
@@ -238,9 +247,15 @@ impl Watch {
 
     fn handle_stream(&mut self, now: Instant, stream: io::Result<TcpStream>) {
         self.connecting = None;
-        let Ok(stream) = stream else {
-            self.outlier.handle_connect_failed(now);
-            return;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                if is_gone(&error) {
+                    self.note_gone();
+                }
+                self.outlier.handle_connect_failed(now);
+                return;
+            }
         };
         self.outlier.handle_connected(now);
         self.ready = false;
@@ -308,15 +323,20 @@ impl Watch {
         let result = match answer {
             Answer::Result(result) => result,
             Answer::Error { code, message, .. } => {
-                return self.reject(now, format!("refuses connect: {code} {message}"));
+                return self.reject(now, format!("refuses connect: {code} {}", clip(&message)));
             }
         };
         let Ok(connected) = serde_json::from_str::<Connected>(result.get()) else {
             return self.violate(now, "answered connect without a protocolVersion".into());
         };
         self.observed.protocol_version = Some(connected.protocol_version);
-        self.observed.version = connected.version.map(Arc::from);
-        self.observed.task_kinds = connected.task_kinds.into_iter().map(Arc::from).collect();
+        self.observed.version = connected.version.map(|v| Arc::from(clip(&v)));
+        self.observed.task_kinds = connected
+            .task_kinds
+            .iter()
+            .take(MAX_KINDS)
+            .map(|kind| Arc::from(clip(kind)))
+            .collect();
         let wanted = self.habits.protocol_version;
         if connected.protocol_version != wanted {
             let theirs = connected.protocol_version;
@@ -326,6 +346,7 @@ impl Watch {
             );
         }
         self.ready = true;
+        self.gone = false;
         self.outlier.handle_probe_ok(now, took);
         self.send_list(now);
     }
@@ -378,13 +399,31 @@ impl Watch {
             // Cut short is what a killed process leaves too.
             LinkError::Closed | LinkError::Cut | LinkError::Io(_) => {
                 tracing::debug!(backend = %self.name, %error, "control connection ended");
-                let was_ready = self.ready;
+                let gone = match error {
+                    LinkError::Io(error) => is_gone(error),
+                    LinkError::Closed | LinkError::Cut => true,
+                    LinkError::Violation(_) => false,
+                };
+                if gone {
+                    for purpose in self.link.iter_mut().flat_map(Link::take_pending) {
+                        if let Purpose::Ask(reply) = purpose {
+                            let _nobody_waits = reply.send(Err(AskError::Lost));
+                        }
+                    }
+                    self.note_gone();
+                }
                 self.unlink();
                 self.outlier.handle_connection_lost(now);
-                if was_ready && let Some(board) = self.board.upgrade() {
-                    board.lost(&self.name, Lost::Gone);
-                }
             }
+        }
+    }
+
+    /// The process is gone, and with it what it had open.
+    fn note_gone(&mut self) {
+        if !std::mem::replace(&mut self.gone, true)
+            && let Some(board) = self.board.upgrade()
+        {
+            board.lost(&self.name, Lost::Gone);
         }
     }
 
@@ -401,14 +440,15 @@ impl Watch {
                 let refused = match &mut self.link {
                     Some(link) if self.ready => {
                         match link.call(&method, &params, Purpose::Ask(reply), now) {
-                            Err((_full, Purpose::Ask(reply))) => Some(reply),
+                            Err((_full, Purpose::Ask(reply))) => Some((reply, AskError::TimedOut)),
                             Ok(()) | Err(_) => None,
                         }
                     }
-                    Some(_) | None => Some(reply),
+                    Some(_) | None if self.gone => Some((reply, AskError::Lost)),
+                    Some(_) | None => Some((reply, AskError::Unusable)),
                 };
-                if let Some(reply) = refused {
-                    let _gone = reply.send(Err(AskError::Unusable));
+                if let Some((reply, why)) = refused {
+                    let _nobody_waits = reply.send(Err(why));
                 }
             }
         }
@@ -445,7 +485,7 @@ impl Watch {
         self.outlier.handle_rejected(now, why.into());
     }
 
-    /// Drops the connection, and with it every open question: their askers learn that it is lost.
+    /// Drops the connection, and with it every open question: their askers get no answer.
     fn unlink(&mut self) {
         self.link = None;
         self.ready = false;
@@ -460,6 +500,8 @@ impl Watch {
         observed.weight_permille = self.outlier.weight_permille(now());
         observed.cause = self.outlier.cause().cloned();
         observed.probed = self.outlier.probed();
+        observed.gone = self.gone;
+        observed.fits = self.outlier.fits();
         let Some(board) = self.board.upgrade() else {
             return;
         };
@@ -473,6 +515,20 @@ impl Watch {
         }
         self.observed = observed;
     }
+}
+
+/// Whether an error proves that no process listens there: a timeout or a missing route does not.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionRefused | ConnectionReset | ConnectionAborted | BrokenPipe
+    )
+}
+
+/// As much of a backend's text as is kept and shown.
+fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 fn first_disk(habits: Habits) -> Disk {
@@ -516,7 +572,9 @@ async fn next_incoming(link: &mut Option<Link<Purpose>>) -> Result<Incoming<Purp
 
 async fn next_fresh(confirming: &mut Option<Confirming>) -> Result<Answer, AskError> {
     match confirming {
-        Some(confirming) => (&mut confirming.fresh).await.unwrap_or(Err(AskError::Lost)),
+        Some(confirming) => (&mut confirming.fresh)
+            .await
+            .unwrap_or(Err(AskError::Unusable)),
         None => std::future::pending().await,
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use member::{Member, News, SessionSet, added, compare, recheck_others, same, send_ask};
+use member::{Member, News, SessionSet, added, compare, recheck_others, same};
 
 use super::health::{Board, Command, Comparison, Habits, Observed, Target, Watch};
 pub use super::{
@@ -290,15 +290,22 @@ impl Pool {
         params: &str,
         timeout: Duration,
     ) -> Result<Answer, AskError> {
-        let answer = self
-            .inner
-            .ask(name, method, params)
-            .ok_or(AskError::Unusable)?;
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_dropped)) => Err(AskError::Lost),
-            Err(_elapsed) => Err(AskError::TimedOut),
-        }
+        let commands = self.inner.commands_of(name)?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Ask {
+            method: method.into(),
+            params: params.into(),
+            reply,
+        };
+        let answered = async {
+            // Waits for room. The task ends with its backend's place in the pool.
+            let sent = commands.send(command).await;
+            sent.map_err(|_ended| AskError::Unusable)?;
+            answer.await.unwrap_or(Err(AskError::Unusable))
+        };
+        tokio::time::timeout(timeout, answered)
+            .await
+            .unwrap_or(Err(AskError::TimedOut))
     }
 
     /// Returns once every configured backend has been probed, whatever came of it.
@@ -366,17 +373,24 @@ impl Inner {
         }
     }
 
-    fn ask(
-        &self,
-        name: &BackendName,
-        method: &str,
-        params: &str,
-    ) -> Option<oneshot::Receiver<Result<Answer, AskError>>> {
-        if !self.current.load().get(name)?.is_usable() {
-            return None;
+    /// Where questions to a backend go, if it can be asked now.
+    fn commands_of(&self, name: &BackendName) -> Result<mpsc::Sender<Command>, AskError> {
+        let usable = self
+            .current
+            .load()
+            .get(name)
+            .is_some_and(Backend::is_usable);
+        let state = self.lock();
+        let member = state.members.get(name).ok_or(AskError::Unusable)?;
+        if usable {
+            return Ok(member.commands.clone());
         }
-        let commands = self.lock().members.get(name)?.commands.clone();
-        send_ask(&commands, method, params)
+        let gone = member.observed.gone && member.admin() != AdminState::Maint;
+        Err(if gone {
+            AskError::Lost
+        } else {
+            AskError::Unusable
+        })
     }
 
     fn member(self: &Arc<Self>, configured: config::Backend, rules: Rules) -> Member {

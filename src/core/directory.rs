@@ -321,6 +321,19 @@ impl Directory {
         }
     }
 
+    /// `backend` says that `session` was deleted. With separate disks that is news only from the
+    /// one that has it: another may have deleted a copy that it should never have had.
+    pub fn learn_deleted(&mut self, now: Instant, session: &SessionId, backend: &BackendName) {
+        let elsewhere = self.mode == Mode::Sticky
+            && self.sessions.get(session).is_some_and(|r| {
+                let has_it = r.owner.as_ref().or(r.home.as_ref());
+                has_it.is_some_and(|has_it| has_it != backend)
+            });
+        if !elsewhere {
+            self.delete(now, session);
+        }
+    }
+
     /// `session` has had a turn and lies on the disk of `backend`.
     pub fn learn_history(&mut self, now: Instant, session: &SessionId, backend: &BackendName) {
         let sticky = self.mode == Mode::Sticky;
@@ -500,6 +513,19 @@ mod tests {
         let later = now + TOMBSTONE;
         d.learn_history(later, &s(1), &b(1));
         assert!(d.known(later, "s1").has_history);
+    }
+
+    #[test]
+    fn only_who_has_a_session_can_say_that_it_is_deleted() {
+        let now = Instant::now();
+        for (mode, forgotten) in [(Mode::Sticky, false), (Mode::SharedStorage, true)] {
+            let mut d = Directory::new(mode, 100);
+            d.learn_history(now, &s(1), &b(1));
+            d.learn_deleted(now, &s(1), &b(2));
+            assert_eq!(d.known(now, "s1").deleted, forgotten);
+            d.learn_deleted(now, &s(1), &b(1));
+            assert!(d.known(now, "s1").deleted);
+        }
     }
 
     #[test]

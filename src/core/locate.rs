@@ -10,7 +10,7 @@ use super::{
     directory::Known,
     event::PlacementReason,
     id::{BackendName, SessionId},
-    snapshot::{Mode, Snapshot},
+    snapshot::{AdminState, Backend, Mode, Snapshot},
 };
 
 /// What the located session is wanted for.
@@ -175,13 +175,18 @@ pub fn decide(
             has_history: known.has_history || !findings.on_disk.is_empty(),
         });
     }
-    let fresh = purpose == Purpose::Create && is_random_uuid(session.as_str());
+    let fresh = purpose == Purpose::Create
+        && !known.has_history
+        && !known.deleted
+        && is_random_uuid(session.as_str());
     // An id that an SDK has just drawn at random is nowhere yet, so silence about it proves
     // nothing and must not stop new sessions; any other may be where we cannot see.
+    // That it has been judged to be down meanwhile does not say what it has open.
+    let counts = |b: &Backend| b.admin != AdminState::Maint;
     let silent: Vec<_> = findings
         .silent
         .iter()
-        .filter(|name| snapshot.get(name).is_some_and(|b| b.is_usable()))
+        .filter(|name| snapshot.get(name).is_some_and(counts))
         .cloned()
         .collect();
     if !silent.is_empty() && !fresh {
@@ -239,7 +244,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::core::snapshot::{AdminState, Backend, Health};
+    use crate::core::snapshot::Health;
 
     fn backend(name: &str, health: Health, disk_read: bool) -> Backend {
         Backend {
@@ -369,6 +374,19 @@ mod tests {
             Err(Refusal::Silent(vec!["a".into()]))
         );
         assert!(go(Purpose::Create, UUID, &findings).is_ok());
+        let used = Known {
+            has_history: true,
+            ..Known::default()
+        };
+        let again = decide(
+            Purpose::Create,
+            &UUID.into(),
+            &used,
+            &pool,
+            &findings,
+            place,
+        );
+        assert!(again.is_err(), "an id with a history is not fresh");
         let found = Findings {
             open_at: Some("b".into()),
             ..findings
@@ -376,6 +394,34 @@ mod tests {
         assert_eq!(
             go(Purpose::Resume, "s", &found).map(|d| d.reason),
             Ok(PlacementReason::Owner)
+        );
+    }
+
+    #[test]
+    fn who_was_silent_and_is_down_by_now_may_still_have_it_open() {
+        let pool = pool(
+            Mode::SharedStorage,
+            vec![
+                backend("a", Health::Down, true),
+                backend("b", Health::Up, true),
+            ],
+        );
+        let findings = Findings {
+            silent: vec!["a".into()],
+            ..Findings::default()
+        };
+        let place = || Some((BackendName::from("b"), PlacementReason::LeastLoaded));
+        let known = Known::default();
+        assert_eq!(
+            decide(
+                Purpose::Resume,
+                &"s".into(),
+                &known,
+                &pool,
+                &findings,
+                place
+            ),
+            Err(Refusal::Silent(vec!["a".into()]))
         );
     }
 

@@ -217,6 +217,11 @@ impl Outlier {
         self.heard
     }
 
+    /// Whether its disk is known to be the right one, as far as that matters.
+    pub fn fits(&self) -> bool {
+        self.disk == Disk::Fits
+    }
+
     /// Whether at least one probe has had an outcome.
     pub fn probed(&self) -> bool {
         self.probed
@@ -486,6 +491,8 @@ pub fn limit_ejections(pool: &[Standing], max_ejected: f64) -> Ejections {
     // The epsilon lets 0.3 of 10 be 3.
     let allowed = (pool.len() as f64 * max_ejected + 1e-9).floor() as usize;
     let excess = silent.len().saturating_sub(allowed);
+    // Nothing ever came from it: there is no better judgement to go back to.
+    silent.retain(|(heard, _)| heard.is_some());
     silent.sort_unstable();
     let mut kept: Vec<usize> = silent.iter().rev().take(excess).map(|s| s.1).collect();
     kept.sort_unstable();

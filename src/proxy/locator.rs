@@ -105,7 +105,11 @@ impl Search {
 
     async fn ask_and_decide(&self, backends: &[BackendName]) -> Result<Outcome, Next> {
         let (shared, session) = (&self.shared, &self.session);
-        let findings = ask(shared, &self.rules, session, backends).await;
+        let mut findings = ask(shared, &self.rules, session, backends).await;
+        if self.purpose == Purpose::Delete && findings.open_at.is_none() {
+            // While we asked, another client may have opened it.
+            findings.open_at = shared.store.known(session.as_str()).owner;
+        }
         if self.purpose == Purpose::Delete
             && let Some(owner) = &findings.open_at
         {

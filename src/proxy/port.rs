@@ -20,9 +20,9 @@ pub enum Answer {
     Result(String),
     /// `error`, as JSON text.
     Error(String),
-    /// None in time: it may be busy, stopped, or cut off.
+    /// None in time: it may be busy, stopped, or cut off. Also if it could not be asked.
     Silent,
-    /// Its connection ended, or it is known to be away: what it had open is open no more.
+    /// Its process is known to be gone: what it had open is open no more.
     Gone,
 }
 

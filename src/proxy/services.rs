@@ -22,6 +22,9 @@ use crate::core::{
     snapshot::{Mode, Snapshot},
 };
 
+/// Sessions that one call may list: their answers share the control connections of all clients.
+const MAX_IDS: usize = 1000;
+
 /// Starts to execute.
 pub(super) fn serve(
     shared: &Shared,
@@ -195,6 +198,12 @@ async fn by_owner(
         known.owner.or(known.home)
     };
     let split = aggregate::split(kind, params, &owner_of);
+    if split.len() > MAX_IDS {
+        return Merged::ProxyError(ProxyError::LimitExceeded {
+            limit: "sessions listed in one call",
+            value: MAX_IDS as u64,
+        });
+    }
     let usable = |name: &BackendName| snapshot.get(name).is_some_and(|b| b.is_usable());
     let any = snapshot
         .backends

@@ -44,14 +44,15 @@ impl Activity {
 /// A question that got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AskError {
-    /// Not in the pool, not usable now, or too many questions are open.
+    /// Not in the pool, or not usable now. Says nothing of what it has open.
     #[error("backend is not usable now")]
     Unusable,
-    /// No answer within the time given.
+    /// No answer within the time given, or no room for the question.
     #[error("backend did not answer in time")]
     TimedOut,
-    /// The connection ended before the answer; the question may have been executed.
-    #[error("backend was lost before it answered")]
+    /// Its process is gone: it ended its connection, or its port is closed. The question may have
+    /// been executed; what was open there is open no more.
+    #[error("backend is gone")]
     Lost,
 }
 
@@ -92,6 +93,10 @@ pub(in crate::control) struct Observed {
     pub(in crate::control) task_kinds: Arc<[Arc<str>]>,
     pub(in crate::control) disk_read: bool,
     pub(in crate::control) probed: bool,
+    /// Its process was seen to be gone, and no other has answered the handshake since.
+    pub(in crate::control) gone: bool,
+    /// If it is silent, it may stay in placement when too many are: its disk is the right one.
+    pub(in crate::control) fits: bool,
 }
 
 /// How sure it is that what a backend ran is over.
@@ -156,6 +161,8 @@ impl Observed {
             task_kinds: Arc::from([]),
             disk_read: false,
             probed: false,
+            gone: false,
+            fits: false,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Member {
             return None;
         }
         Some(match self.observed.cause {
-            Some(Cause::Silent) => Standing::Silent { heard: self.heard },
+            Some(Cause::Silent) if self.observed.fits => Standing::Silent { heard: self.heard },
             Some(_) | None => Standing::Settled,
         })
     }
@@ -187,7 +187,7 @@ pub(super) fn recheck_others(
     }
 }
 
-pub(super) fn send_ask(
+fn send_ask(
     commands: &mpsc::Sender<Command>,
     method: &str,
     params: &str,

@@ -466,10 +466,45 @@ async fn a_question_to_a_stopped_backend_times_out_and_to_a_killed_one_is_lost()
     let answer = bench.pool.ask(&"a".into(), "echo", "{}", brief).await;
     assert_eq!(answer.unwrap_err(), AskError::TimedOut);
     let (answer, _) = tokio::join!(bench.ask("a", "echo", "{}"), fake.kill());
-    assert!(matches!(
-        answer.unwrap_err(),
-        AskError::Lost | AskError::Unusable
-    ));
+    assert_eq!(answer.unwrap_err(), AskError::Lost);
+    // And whoever asks next is told the same, whatever is known of its health by then.
+    let answer = bench.ask("a", "echo", "{}").await;
+    assert_eq!(answer.unwrap_err(), AskError::Lost);
+    bench.ears.wait_for("lost a Gone").await;
+}
+
+#[tokio::test]
+async fn many_questions_at_once_wait_for_room() {
+    let fake = Fake::start().await;
+    let bench = Bench::start(Mode::Sticky, &[("a", &fake)]);
+    bench.until_health("a", Health::Up).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..MAX_COMMANDS * 6 {
+        let pool = bench.pool.clone();
+        asking.spawn(async move { pool.ask(&"a".into(), "echo", "{}", PATIENCE).await });
+    }
+    while let Some(answer) = within("an answer", asking.join_next()).await {
+        answer.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_backend_ejected_for_silence_is_not_gone() {
+    let fake = Fake::start().await;
+    let bench = Bench::start(Mode::Sticky, &[("a", &fake)]);
+    bench.until_health("a", Health::Up).await;
+    bench.pool.apply(
+        vec![named("a", fake.address)],
+        config::Health {
+            max_ejected: 1.0,
+            ..health()
+        },
+    );
+    fake.be(Manner::Stopped);
+    bench.until_health("a", Health::Down).await;
+    let answer = bench.ask("a", "echo", "{}").await;
+    assert_eq!(answer.unwrap_err(), AskError::Unusable);
+    assert!(!bench.ears.has("lost a Gone"));
 }
 
 #[tokio::test]

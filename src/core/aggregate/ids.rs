@@ -142,6 +142,16 @@ fn with_array(kind: IdsArray, members: &Members<'_>, elements: &[&RawValue]) -> 
 }
 
 impl Split {
+    /// How many sessions the question lists.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether it lists none.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// Whom to ask what; never empty.
     pub fn parts(&self) -> &[Part] {
         &self.parts

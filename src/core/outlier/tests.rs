@@ -402,7 +402,7 @@ fn ejections_for_silence_are_limited_to_a_share_of_the_pool() {
     let never = Standing::Silent { heard: None };
     let ok = Standing::Settled;
     // pool, max_ejected, kept
-    let table: [(&[Standing], f64, &[usize]); 11] = [
+    let table: [(&[Standing], f64, &[usize]); 12] = [
         (&[], 0.5, &[]),
         (&[ok, ok, ok], 0.5, &[]),
         (&[silent(1)], 0.5, &[0]),
@@ -412,6 +412,7 @@ fn ejections_for_silence_are_limited_to_a_share_of_the_pool() {
         (&[silent(1), silent(2), ok], 0.5, &[1]),
         (&[silent(9), silent(2), silent(3)], 0.5, &[0, 2]),
         (&[never, silent(2), ok], 0.5, &[1]),
+        (&[never, never, ok], 0.0, &[]),
         (&[silent(1), ok, ok], 0.0, &[0]),
         (
             &[silent(1), silent(2), silent(3), ok, ok, ok, ok, ok, ok, ok],
