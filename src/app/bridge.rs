@@ -55,8 +55,16 @@ impl PoolSink for News {
 
     fn backend_lost(&self, backend: &BackendName, how: Lost) {
         // Client connections that are attached there see their own upstream connections end, and
-        // give their sessions back one by one; a silent backend keeps its sessions.
+        // give their sessions back one by one; a silent backend keeps its sessions, and one that
+        // it was asked to close while it was silent may be open still.
+        let mut directory = self.store.lock();
+        match how {
+            Lost::Gone => directory.backend_gone(backend),
+            Lost::Silent | Lost::Violation => directory.backend_silent(Instant::now(), backend),
+        }
+        drop(directory);
         if how == Lost::Silent {
+            // Whoever waits for its answer is told now.
             self.hub.publish(&Message::BackendSilent(backend.clone()));
         }
     }
@@ -86,11 +94,20 @@ impl PoolSink for News {
                 self.observer.metrics().backend(backend).ejected(cause);
             }
         }
+        if let Event::BackendHealth {
+            backend,
+            to: Health::Up | Health::Probation,
+            ..
+        } = &event
+        {
+            self.store.lock().backend_back(backend);
+        }
         if let Event::BackendRemoved {
             backend,
             sessions: 0,
         } = &event
         {
+            self.store.lock().backend_gone(backend);
             self.observer.metrics().forget_backend(backend);
         }
         self.observer.record(&event);

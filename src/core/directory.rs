@@ -4,7 +4,7 @@
 //! never asks a backend.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -20,8 +20,24 @@ use super::{
 /// notifications do not bring it back and Taxiway never recreates it by itself.
 pub const TOMBSTONE: Duration = Duration::from_secs(600);
 
+/// Sessions left by their last holder so lately that a backend which turns out to have been silent
+/// may not have heard of it.
+const LEFT_WITHIN: Duration = Duration::from_secs(60);
+const LEFT_LIMIT: usize = 4096;
+
+/// A claim so young when a `sessions.close` is answered may have been made after the call: it
+/// stays. Kept wrongly it costs nothing but a count, dropped wrongly the session has two owners.
+const CLOSE_WITHIN: Duration = Duration::from_secs(60);
+
 /// How many old records one insertion may look at while it makes room.
 const EVICTION_STEPS: usize = 8;
+
+/// A client connection that is attached or attaching, and since when.
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    connection: ConnectionId,
+    claimed: Instant,
+}
 
 /// What is known of one session.
 #[derive(Debug)]
@@ -29,7 +45,10 @@ struct Record {
     /// The backend that has it open, and the client connections that are attached there or are
     /// attaching: one without the other does not exist.
     owner: Option<BackendName>,
-    holders: Vec<ConnectionId>,
+    holders: Vec<Holder>,
+    /// All holders left while this backend was silent: it may have it open until it says no, or
+    /// is gone.
+    maybe_open_at: Option<BackendName>,
     /// Sticky only: the backend whose disk has it.
     home: Option<BackendName>,
     /// It has had a turn, so `events.jsonl` exists and `session.create` would start an empty
@@ -48,6 +67,7 @@ impl Record {
         Self {
             owner: None,
             holders: Vec::new(),
+            maybe_open_at: None,
             home: None,
             has_history: false,
             turn: None,
@@ -68,6 +88,8 @@ impl Record {
 pub struct Known {
     /// The backend that has it open.
     pub owner: Option<BackendName>,
+    /// The backend that may have it open still: it was silent when the last holder left.
+    pub maybe_open_at: Option<BackendName>,
     /// The backend whose disk has it (separate disks only).
     pub home: Option<BackendName>,
     /// It has had a turn.
@@ -101,6 +123,10 @@ pub struct Directory {
     /// How many sessions each backend is home to.
     homes: HashMap<BackendName, usize, RandomState>,
     evicted: u64,
+    /// Backends that are not heard at present.
+    silent: HashSet<BackendName, RandomState>,
+    /// Who was left lately, oldest first.
+    left: VecDeque<(Instant, SessionId, BackendName)>,
 }
 
 impl Directory {
@@ -114,6 +140,8 @@ impl Directory {
             loads: HashMap::default(),
             homes: HashMap::default(),
             evicted: 0,
+            silent: HashSet::default(),
+            left: VecDeque::new(),
         }
     }
 
@@ -130,6 +158,7 @@ impl Directory {
             .get(session)
             .map_or_else(Known::default, |r| Known {
                 owner: r.owner.clone(),
+                maybe_open_at: r.maybe_open_at.clone(),
                 home: r.home.clone(),
                 has_history: r.has_history,
                 deleted: r.is_deleted(now),
@@ -236,8 +265,13 @@ impl Directory {
         };
         let opened = record.owner.is_none();
         record.owner = Some(at.clone());
-        if !record.holders.contains(&holder) {
-            record.holders.push(holder);
+        record.maybe_open_at = None;
+        match record.holders.iter_mut().find(|h| h.connection == holder) {
+            Some(holder) => holder.claimed = now,
+            None => record.holders.push(Holder {
+                connection: holder,
+                claimed: now,
+            }),
         }
         if opened {
             self.loads.entry(at).or_default().sessions += 1;
@@ -252,9 +286,13 @@ impl Directory {
             return;
         };
         record.last_use = now;
-        record.holders.retain(|h| *h != holder);
+        record.holders.retain(|h| h.connection != holder);
         if record.holders.is_empty() {
+            let owner = record.owner.clone();
             self.close(session);
+            if let Some(owner) = owner {
+                self.note_left(now, &SessionId::from(session), owner);
+            }
         } else if record.turn == Some(holder) {
             // Its turn goes on for the others, but nobody here reports it any more.
             record.turn = None;
@@ -271,6 +309,7 @@ impl Directory {
             return;
         };
         record.holders.clear();
+        record.maybe_open_at = None;
         let in_turn = record.turn.take().is_some();
         if let Some(owner) = record.owner.take() {
             let load = self.loads.entry(owner).or_default();
@@ -283,6 +322,89 @@ impl Directory {
             // A session without a turn leaves nothing behind when it closes.
             self.sessions.remove(session);
         }
+    }
+
+    /// `backend` has answered a `sessions.close` by `closer`. Who has claimed the session since the
+    /// call stays.
+    pub fn closed_by(
+        &mut self,
+        now: Instant,
+        session: &str,
+        backend: &BackendName,
+        closer: ConnectionId,
+    ) {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return;
+        };
+        if record.owner.as_ref() != Some(backend) {
+            return;
+        }
+        record.holders.retain(|h| {
+            h.connection != closer && now.saturating_duration_since(h.claimed) < CLOSE_WITHIN
+        });
+        if record.holders.is_empty() {
+            self.close(session);
+        } else if record
+            .turn
+            .is_some_and(|turn| !record.holders.iter().any(|h| h.connection == turn))
+        {
+            record.turn = None;
+            let load = self.loads.entry(backend.clone()).or_default();
+            load.turns = load.turns.saturating_sub(1);
+        }
+    }
+
+    /// `backend` says that it does not have `session` open.
+    pub fn not_open(&mut self, session: &str, backend: &BackendName) {
+        if let Some(record) = self.sessions.get_mut(session)
+            && record.maybe_open_at.as_ref() == Some(backend)
+        {
+            record.maybe_open_at = None;
+        }
+    }
+
+    /// `backend` is not heard: whoever left lately, or leaves from now on, may be unheard there.
+    pub fn backend_silent(&mut self, now: Instant, backend: &BackendName) {
+        self.silent.insert(backend.clone());
+        for (at, session, left) in std::mem::take(&mut self.left) {
+            if left != *backend {
+                self.left.push_back((at, session, left));
+            } else if now.saturating_duration_since(at) < LEFT_WITHIN
+                && !self
+                    .sessions
+                    .get(&session)
+                    .is_some_and(|r| r.owner.is_some() || r.is_deleted(now))
+            {
+                self.entry(now, &session).maybe_open_at = Some(left);
+            }
+        }
+    }
+
+    /// `backend` is heard again.
+    pub fn backend_back(&mut self, backend: &BackendName) {
+        self.silent.remove(backend);
+    }
+
+    /// The process of `backend` is gone: nothing is open there but what its holders still know of.
+    pub fn backend_gone(&mut self, backend: &BackendName) {
+        self.silent.remove(backend);
+        self.left.retain(|(_, _, left)| left != backend);
+        for record in self.sessions.values_mut() {
+            if record.maybe_open_at.as_ref() == Some(backend) {
+                record.maybe_open_at = None;
+            }
+        }
+    }
+
+    fn note_left(&mut self, now: Instant, session: &SessionId, backend: BackendName) {
+        if self.silent.contains(&backend) {
+            self.entry(now, session).maybe_open_at = Some(backend);
+            return;
+        }
+        if self.left.len() >= LEFT_LIMIT {
+            self.left.pop_front();
+        }
+        self.left.push_back((now, session.clone(), backend));
     }
 
     /// `session` was deleted: not open, not on disk, and not to be brought back by late news.
@@ -301,12 +423,12 @@ impl Directory {
     /// listed any more are forgotten unless open.
     pub fn learn_disk(&mut self, now: Instant, backend: &BackendName, listed: &[SessionId]) {
         if self.mode == Mode::Sticky {
-            let current: std::collections::HashSet<&str> =
-                listed.iter().map(SessionId::as_str).collect();
+            let current: HashSet<&str> = listed.iter().map(SessionId::as_str).collect();
             let mut gone = 0;
             self.sessions.retain(|id, r| {
                 let stays = r.home.as_ref() != Some(backend)
                     || r.owner.is_some()
+                    || r.maybe_open_at.is_some()
                     || r.deleted_at.is_some()
                     || current.contains(id.as_str());
                 gone += usize::from(!stays);
@@ -444,6 +566,10 @@ impl Directory {
                 "{id}: an owner has holders"
             );
             assert!(
+                r.owner.is_none() || r.maybe_open_at.is_none(),
+                "{id}: open for sure or perhaps"
+            );
+            assert!(
                 r.owner.is_some() || r.turn.is_none(),
                 "{id}: a turn without an owner"
             );
@@ -513,6 +639,56 @@ mod tests {
         let later = now + TOMBSTONE;
         d.learn_history(later, &s(1), &b(1));
         assert!(d.known(later, "s1").has_history);
+    }
+
+    #[test]
+    fn who_leaves_a_silent_backend_may_be_open_there_still() {
+        let mut now = Instant::now();
+        let mut d = Directory::new(Mode::SharedStorage, 100);
+        let leave = |d: &mut Directory, now, n| {
+            d.claim(now, &s(n), &b(1), ConnectionId(1));
+            d.release(now, s(n).as_str(), ConnectionId(1));
+        };
+        leave(&mut d, now, 1);
+        now += LEFT_WITHIN;
+        leave(&mut d, now, 2);
+        d.backend_silent(now, &b(1));
+        leave(&mut d, now, 3);
+        let maybe = |d: &Directory, id: &str| d.known(now, id).maybe_open_at;
+        assert_eq!(maybe(&d, "s1"), None, "long before");
+        assert_eq!(maybe(&d, "s2"), Some(b(1)), "shortly before");
+        assert_eq!(maybe(&d, "s3"), Some(b(1)));
+        d.not_open("s2", &b(2));
+        assert_eq!(maybe(&d, "s2"), Some(b(1)));
+        d.backend_back(&b(1));
+        assert_eq!(maybe(&d, "s2"), Some(b(1)), "until it says no");
+        d.not_open("s2", &b(1));
+        assert_eq!(maybe(&d, "s2"), None);
+        leave(&mut d, now, 4);
+        assert_eq!(maybe(&d, "s4"), None);
+        d.backend_gone(&b(1));
+        assert_eq!(maybe(&d, "s3"), None);
+        d.check_invariants();
+    }
+
+    #[test]
+    fn the_answer_to_a_close_spares_who_came_after_it() {
+        let now = Instant::now();
+        let later = now + CLOSE_WITHIN;
+        let mut d = Directory::new(Mode::SharedStorage, 100);
+        for (at, holder) in [(now, 1), (now, 2), (later, 3)] {
+            d.claim(at, &s(1), &b(1), ConnectionId(holder));
+        }
+        d.begin_turn("s1", ConnectionId(2));
+        d.closed_by(later, "s1", &b(2), ConnectionId(1));
+        assert_eq!(d.known(later, "s1").holders, 3, "another backend's answer");
+        d.closed_by(later, "s1", &b(1), ConnectionId(1));
+        let known = d.known(later, "s1");
+        assert_eq!((known.owner, known.holders), (Some(b(1)), 1));
+        d.check_invariants();
+        d.closed_by(later, "s1", &b(1), ConnectionId(3));
+        assert_eq!(d.known(later, "s1").owner, None);
+        d.check_invariants();
     }
 
     #[test]
@@ -596,7 +772,7 @@ mod tests {
     proptest! {
         #[test]
         fn invariants_hold_under_any_sequence(
-            steps in proptest::collection::vec((0u8..9, 0u8..6, 0u8..3, 0u64..4), 1..200),
+            steps in proptest::collection::vec((0u8..13, 0u8..6, 0u8..3, 0u64..4), 1..200),
             sticky: bool,
         ) {
             let now = Instant::now();
@@ -618,6 +794,10 @@ mod tests {
                     5 => d.learn_disk(now, &at, std::slice::from_ref(&id)),
                     6 => d.learn_history(now, &id, &at),
                     7 => { d.begin_turn(id.as_str(), who); }
+                    8 => d.closed_by(now, id.as_str(), &at, who),
+                    9 => d.backend_silent(now, &at),
+                    10 => d.backend_back(&at),
+                    11 => d.backend_gone(&at),
                     _ => { d.end_turn(id.as_str(), who, None); }
                 }
                 d.check_invariants();

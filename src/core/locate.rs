@@ -133,6 +133,11 @@ pub fn first(known: &Known, snapshot: &Snapshot) -> Step {
             has_history: known.has_history,
         });
     }
+    if let Some(at) = &known.maybe_open_at
+        && !snapshot.get(at).is_some_and(|b| b.is_usable())
+    {
+        return Step::Refuse(Refusal::OwnerAway(at.clone()));
+    }
     if snapshot.mode == Mode::Sticky
         && let Some(home) = &known.home
     {
@@ -284,6 +289,15 @@ mod tests {
         };
         assert!(matches!(first(&known, &up), Step::Go(d) if d.backend == "a".into()));
         let down = pool(Mode::SharedStorage, vec![backend("a", Health::Down, true)]);
+        let perhaps = Known {
+            maybe_open_at: Some("a".into()),
+            ..Known::default()
+        };
+        assert!(matches!(
+            first(&perhaps, &down),
+            Step::Refuse(Refusal::OwnerAway(_))
+        ));
+        assert_eq!(first(&perhaps, &up), Step::Ask(vec!["a".into()]));
         let Step::Refuse(refusal) = first(&known, &down) else {
             panic!()
         };

@@ -378,9 +378,7 @@ impl Driver {
             }
             Output::Closed { session, backend } => {
                 let mut directory = store.lock();
-                if directory.known(cx.now, session.as_str()).owner.as_ref() == Some(&backend) {
-                    directory.close(session.as_str());
-                }
+                directory.closed_by(cx.now, session.as_str(), &backend, self.id);
             }
             Output::Deleted(session) => store.lock().delete(cx.now, &session),
             Output::History { session, backend } => {

@@ -301,8 +301,12 @@ async fn ask(
             (Answer::Silent, _) | (_, Answer::Silent) => findings.silent.push(backend.clone()),
             _ => {}
         }
-        if matches!(open, Answer::Result(_)) {
-            findings.open_at = Some(backend.clone());
+        match open {
+            Answer::Result(_) => findings.open_at = Some(backend.clone()),
+            Answer::Error(_) | Answer::Gone => {
+                shared.store.lock().not_open(session.as_str(), &backend);
+            }
+            Answer::Silent => {}
         }
         if matches!(&disk, Answer::Result(text) if lists_session(text)) {
             findings.on_disk.push(backend);
