@@ -80,6 +80,9 @@ pub(super) struct Watch {
     next_purge: Option<Instant>,
     /// As in [`Observed::gone`].
     gone: bool,
+    /// The address has changed, and nothing is known yet of who listens there: what was known
+    /// before is published meanwhile, and questions wait.
+    moved: bool,
 }
 
 struct Confirming {
@@ -127,6 +130,7 @@ impl Watch {
             confirming: None,
             next_purge: None,
             gone: false,
+            moved: false,
         }
     }
 
@@ -143,16 +147,17 @@ impl Watch {
                 link.flush();
             }
             let deadline = self.deadline(now());
-            let has_room = self.link.as_mut().is_none_or(Link::has_room);
+            let has_room = !self.moved && self.link.as_mut().is_none_or(Link::has_room);
             let wake = tokio::select! {
                 // What was received before a deadline passed unnoticed must count.
                 biased;
                 incoming = next_incoming(&mut self.link) => Wake::Incoming(incoming),
                 stream = poll_option(&mut self.connecting) => Wake::Connected(stream),
                 fresh = next_fresh(&mut self.confirming) => Wake::Confirmed(fresh),
+                // A question that was asked after a change is for who is there after it.
+                changed = target.changed() => Wake::Retarget(changed.is_ok()),
                 // What finds no room waits in the queue, and its asker there, within its time.
                 command = commands.recv(), if has_room => Wake::Command(command),
-                changed = target.changed() => Wake::Retarget(changed.is_ok()),
                 () = sleep_until(deadline) => Wake::Time,
             };
             let now = now();
@@ -455,19 +460,18 @@ impl Watch {
     }
 
     fn handle_target(&mut self, now: Instant, target: Target) {
-        let moved = target.address != self.target.address || target.token != self.target.token;
+        // Another token is for the next handshake: a connection that stands, stands.
+        let moved = target.address != self.target.address;
         self.outlier.set_rules(target.rules, now);
-        self.next_purge = target.removed.then_some(now);
+        self.next_purge = target.leaving.then_some(now + target.rules.interval);
         self.target = target;
         if moved {
-            let was_ready = self.ready;
             self.unlink();
             self.connecting = None;
+            self.moved = true;
+            self.gone = false;
             self.outlier = Outlier::new(self.target.rules, first_disk(self.habits), now);
             self.observed.disk_read = false;
-            if was_ready && let Some(board) = self.board.upgrade() {
-                board.lost(&self.name, Lost::Gone);
-            }
         }
     }
 
@@ -496,6 +500,14 @@ impl Watch {
     fn publish(&mut self) {
         let was = self.observed.health;
         let mut observed = self.observed.clone();
+        let known = self.outlier.health() != Health::Unknown;
+        self.moved = self.moved && !known;
+        if self.moved {
+            if let Some(board) = self.board.upgrade() {
+                board.observe(&self.name, observed, &self.outlier);
+            }
+            return;
+        }
         observed.health = self.outlier.health();
         observed.weight_permille = self.outlier.weight_permille(now());
         observed.cause = self.outlier.cause().cloned();

@@ -26,7 +26,7 @@ use crate::{
     core::{
         event::Event,
         id::{BackendName, SessionId},
-        outlier::{self, Cause, Outlier, Rules, Standing},
+        outlier::{self, Outlier, Rules, Standing},
         snapshot::{AdminState, Backend, Health, Mode, Snapshot},
     },
 };
@@ -192,6 +192,7 @@ impl Pool {
     pub fn apply(&self, backends: Vec<config::Backend>, health: config::Health) {
         let inner = &self.inner;
         let mut removed = Vec::new();
+        let mut moving = Vec::new();
         inner.change(|state, news| {
             if state.stopped {
                 return;
@@ -213,9 +214,24 @@ impl Pool {
                     member.removed = true;
                     removed.push(name.clone());
                 }
+                if member.is_moving() && !member.removed {
+                    moving.push(name.clone());
+                }
                 member.retarget(rules);
             }
         });
+        for name in moving {
+            inner.purge(&name);
+            let state = inner.lock();
+            if let Some(remark) = state
+                .members
+                .get(&name)
+                .filter(|member| member.is_moving())
+                .and_then(Member::remark)
+            {
+                tracing::warn!(backend = %name, "{remark}; no new sessions until then");
+            }
+        }
         for name in removed {
             let sessions = inner.sink.in_use(&name);
             if sessions > 0 {
@@ -324,7 +340,7 @@ impl Pool {
             .map(|(name, member)| Observation {
                 name: name.clone(),
                 ping: member.ping,
-                reason: member.observed.cause.as_ref().map(Cause::describe),
+                reason: member.remark(),
                 operator: member.operator,
                 operator_weight: member.operator_weight,
             })
@@ -398,7 +414,7 @@ impl Inner {
             address: configured.address.clone(),
             token: configured.connection_token.clone(),
             rules,
-            removed: false,
+            leaving: false,
         };
         let activity = Arc::new(Activity::default());
         let weak: Weak<dyn Board> = Arc::downgrade(self) as Weak<dyn Board>;
@@ -414,6 +430,7 @@ impl Inner {
         // Ends when `commands` is dropped with the member.
         tokio::spawn(watch.run(follow_target, take_commands));
         Member {
+            address: configured.address.clone(),
             configured,
             removed: false,
             operator: None,
@@ -553,11 +570,15 @@ impl Board for Inner {
             return;
         }
         self.change(|state, news| {
-            if state
-                .members
-                .get(backend)
-                .is_some_and(|member| member.removed)
-            {
+            let rules = rules(&state.health);
+            let Some(member) = state.members.get_mut(backend) else {
+                return;
+            };
+            if !member.removed {
+                if member.is_moving() {
+                    member.finish_move(rules);
+                }
+            } else {
                 state.members.remove(backend);
                 news.push(Event::BackendRemoved {
                     backend: backend.clone(),

@@ -471,7 +471,7 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 Kind::Dial,
                 Absent::Refused,
                 Reload::Live,
-                "Where it listens. May change: name and sessions stay.",
+                "Where it listens. May change: the name and the sessions on its disk stay. While something is open at the old address, that stays in use, without new sessions.",
             ),
             key(
                 "weight",

@@ -77,8 +77,8 @@ pub(in crate::control) struct Target {
     pub(in crate::control) address: Arc<str>,
     pub(in crate::control) token: Option<Secret>,
     pub(in crate::control) rules: Rules,
-    /// No longer configured: the task asks from time to time whether it may end.
-    pub(in crate::control) removed: bool,
+    /// No longer configured, at least not here: the task asks from time to time whether it may go.
+    pub(in crate::control) leaving: bool,
 }
 
 /// What was seen of a backend, as far as it belongs in a snapshot.
@@ -133,7 +133,8 @@ pub(in crate::control) trait Board: Send + Sync {
     fn disk(&self, backend: &BackendName, sessions: Vec<SessionId>, asked: Instant) -> Comparison;
     fn lost(&self, backend: &BackendName, how: Lost);
     fn violation(&self, backend: &BackendName, what: &Arc<str>);
-    /// Takes a removed backend out of the pool if nothing is left of it there.
+    /// Takes a removed backend out of the pool, or a moving one to its new address, if nothing
+    /// uses it any more.
     fn purge(&self, backend: &BackendName);
 }
 

@@ -34,6 +34,8 @@ pub(super) type News = Vec<Event>;
 
 pub(super) struct Member {
     pub(super) configured: config::Backend,
+    /// The address in force: the configured one once nothing uses the one before.
+    pub(super) address: Arc<str>,
     pub(super) removed: bool,
     pub(super) operator: Option<AdminState>,
     pub(super) operator_weight: Option<u32>,
@@ -50,6 +52,29 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn admin(&self) -> AdminState {
         self.operator.unwrap_or(self.configured.state)
+    }
+
+    /// Whether it has another address from now on, but something still uses the old one.
+    pub(super) fn is_moving(&self) -> bool {
+        self.address != self.configured.address
+    }
+
+    /// What an operator is told of its state.
+    pub(super) fn remark(&self) -> Option<Arc<str>> {
+        if self.is_moving() {
+            let (old, new) = (&self.address, &self.configured.address);
+            return Some(Arc::from(format!(
+                "moves to {new} once nothing uses {old} any more"
+            )));
+        }
+        self.observed.cause.as_ref().map(Cause::describe)
+    }
+
+    /// Nothing uses the old address any more.
+    pub(super) fn finish_move(&mut self, rules: Rules) {
+        self.address = self.configured.address.clone();
+        self.disk = None;
+        self.retarget(rules);
     }
 
     pub(super) fn reason(&self) -> Option<Arc<str>> {
@@ -79,7 +104,7 @@ impl Member {
     pub(super) fn backend(&self, kept: bool) -> Backend {
         Backend {
             name: self.configured.name.clone(),
-            address: self.configured.address.clone(),
+            address: self.address.clone(),
             token: self.configured.connection_token.clone(),
             weight: self.operator_weight.unwrap_or(self.configured.weight),
             weight_permille: if kept {
@@ -87,7 +112,11 @@ impl Member {
             } else {
                 self.observed.weight_permille
             },
-            admin: self.admin(),
+            admin: match self.admin() {
+                // What is opened now would keep it from moving.
+                AdminState::Ready if self.is_moving() => AdminState::Drain,
+                admin => admin,
+            },
             health: if kept {
                 Health::Slow
             } else {
@@ -107,9 +136,6 @@ impl Member {
             news.push(added(&configured));
         }
         self.removed = false;
-        if configured.address != self.configured.address {
-            self.disk = None;
-        }
         self.configured = configured;
         let to = self.admin();
         if from != to {
@@ -125,10 +151,10 @@ impl Member {
 
     pub(super) fn retarget(&self, rules: Rules) {
         let target = Target {
-            address: self.configured.address.clone(),
+            address: self.address.clone(),
             token: self.configured.connection_token.clone(),
             rules,
-            removed: self.removed,
+            leaving: self.removed || self.is_moving(),
         };
         self.target.send_if_modified(|old| {
             let modified = *old != target;

@@ -853,11 +853,18 @@ async fn reload_adds_moves_and_removes() {
         "its connection stays"
     );
 
-    // The same name at another address is another process.
+    // The same name at another address is another process: not before the first is out of use.
+    bench.ears.in_use.store(1, Ordering::SeqCst);
     bench
         .pool
         .apply(vec![named("a", b.address), named("c", b.address)], health());
-    bench.ears.wait_for("lost a Gone").await;
+    let moving = bench.pool.current();
+    let moving = moving.get(&"a".into()).unwrap();
+    assert_eq!(&*moving.address, a.address.to_string());
+    assert!(moving.is_usable() && !moving.takes_placements());
+    let reason = bench.pool.observations()[0].reason.clone().unwrap();
+    assert!(reason.contains(&b.address.to_string()), "{reason}");
+    bench.ears.in_use.store(0, Ordering::SeqCst);
     bench
         .until("its new address", |s| {
             let a = s.get(&"a".into()).unwrap();
@@ -881,6 +888,30 @@ async fn reload_adds_moves_and_removes() {
         .ears
         .wait_for(r#"BackendRemoved { backend: "a", sessions: 0 }"#)
         .await;
+}
+
+#[tokio::test]
+async fn a_change_of_token_or_address_leaves_the_verdict_until_there_is_another() {
+    let (fake, next) = (Fake::start().await, Fake::start().await);
+    let bench = Bench::start(Mode::SharedStorage, &[("a", &fake)]);
+    bench.until_health("a", Health::Up).await;
+    let mut snapshots = bench.pool.snapshots();
+    let mut changed = named("a", fake.address);
+    changed.connection_token = Some(Secret::new("other"));
+    bench.pool.apply(vec![changed], health());
+    bench.ask("a", "echo", "{}").await.unwrap();
+    assert_eq!(fake.wishes.accepted.load(Ordering::SeqCst), 1, "its link");
+    bench.pool.apply(vec![named("a", next.address)], health());
+    bench.ask("a", "echo", "{}").await.unwrap();
+    within("the new one", async {
+        while next.called("session.list") == 0 || next.called("ping") == 0 {
+            let now = snapshots.borrow_and_update().clone();
+            assert_eq!(now.backends[0].health, Health::Up);
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(next.called("echo"), 1);
 }
 
 #[tokio::test]
