@@ -439,6 +439,18 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_known_by_the_beginning_of_its_body() {
+        for (start, id) in [
+            (r#"{"jsonrpc":"2.0","id":17,"result":{"#, Some(17)),
+            (r#"{"jsonrpc":"2.0","id":"x","result":{"#, None),
+            (r#"{"jsonrpc":"2.0","method":"session.event""#, None),
+            (r#"{"id":99999999999999999999999"#, None),
+        ] {
+            assert_eq!(leading_id(start.as_bytes()), id, "{start}");
+        }
+    }
+
+    #[test]
     fn what_is_no_header_is_a_violation() {
         let endless = "x".repeat(MAX_HEADER);
         for text in [

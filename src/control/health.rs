@@ -540,7 +540,9 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// As much of a backend's text as is kept and shown.
 fn clip(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT)]
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=text.len().min(MAX_TEXT)).rev().find(fits);
+    &text[..end.unwrap_or(0)]
 }
 
 fn first_disk(habits: Habits) -> Disk {

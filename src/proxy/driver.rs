@@ -6,7 +6,6 @@
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
 use std::{
-    cell::RefCell,
     io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
@@ -16,18 +15,16 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    net::TcpStream,
-    time::Sleep,
-};
+use tokio::{net::TcpStream, time::Sleep};
 
 use super::{
     Rules, Shared,
+    error_lines::ErrorLines,
     hub::{Mailbox, Message},
     locator::{self, Locating},
     outbuf::OutBuf,
     port::{Alive, Boxed},
+    readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
     services, socket,
 };
 use crate::{
@@ -40,13 +37,6 @@ use crate::{
     observe::BackendMetrics,
 };
 
-/// The shared read buffer of a thread.
-const SCRATCH: usize = 128 * 1024;
-
-/// The start of a frame up to this size is copied in front of the next read, so that the rest of
-/// the run still passes from the shared buffer.
-const CARRY: usize = SCRATCH / 2;
-
 /// Beyond this many bytes that a client has not taken, its backends are not read: they feel it.
 const CLIENT_HIGH: usize = 256 * 1024;
 
@@ -56,19 +46,8 @@ const UPSTREAM_HIGH: usize = 1024 * 1024;
 /// Rounds of work before other connections get their turn.
 const ROUNDS: usize = 16;
 
-/// Errors of one connection that get a log line of their own within [`ERROR_SPAN`]; the others are
-/// only counted.
-const ERROR_LINES: u32 = 100;
-
-/// See [`ERROR_LINES`].
-const ERROR_SPAN: Duration = Duration::from_secs(60);
-
 /// How long the last bytes may take to leave when a connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// What a started piece of work ends with.
 enum Done {
@@ -91,27 +70,6 @@ struct Upstream {
     output: OutBuf,
     activity: Option<Arc<dyn Alive>>,
     metrics: Arc<BackendMetrics>,
-}
-
-/// Which errors of a connection are written to the log: a client may make them as fast as it can
-/// write.
-#[derive(Debug, Default)]
-struct ErrorLines {
-    since: Option<Instant>,
-    written: u32,
-}
-
-impl ErrorLines {
-    /// Whether one more may be written.
-    fn admit(&mut self, now: Instant) -> bool {
-        let over = |since| now.saturating_duration_since(since) >= ERROR_SPAN;
-        if self.since.is_none_or(over) {
-            self.since = Some(now);
-            self.written = 0;
-        }
-        self.written = self.written.saturating_add(1);
-        self.written <= ERROR_LINES
-    }
 }
 
 /// The task of one client connection.
@@ -880,85 +838,5 @@ impl std::fmt::Debug for Driver {
         f.debug_struct("Driver")
             .field("id", &self.id)
             .finish_non_exhaustive()
-    }
-}
-
-fn take_buffer() -> Vec<u8> {
-    let mut buffer = BUFFER.with(|b| std::mem::take(&mut *b.borrow_mut()));
-    if buffer.len() < SCRATCH {
-        buffer.resize(SCRATCH, 0);
-    }
-    buffer
-}
-
-fn give_back(buffer: Vec<u8>) {
-    BUFFER.with(|b| *b.borrow_mut() = buffer);
-}
-
-/// Moves the start of a frame in front of the shared buffer, if it is small. Returns its size
-/// there; 0 and a non-empty `input` mean that reading goes on in `input`.
-fn carry_over(input: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
-    let kept = input.len();
-    if kept == 0 || kept > CARRY {
-        return 0;
-    }
-    buffer[..kept].copy_from_slice(input);
-    *input = Vec::new();
-    kept
-}
-
-/// Nothing came: the start of the frame goes back to its connection.
-fn restore(input: &mut Vec<u8>, kept: &[u8]) {
-    if !kept.is_empty() {
-        input.extend_from_slice(kept);
-    }
-}
-
-/// Reads once, behind `kept` bytes of the shared buffer, or at the end of `input` if a large frame
-/// gathers there.
-fn read(
-    socket: &mut TcpStream,
-    input: &mut Vec<u8>,
-    buffer: &mut [u8],
-    kept: usize,
-    task: &mut Task<'_>,
-) -> Poll<io::Result<usize>> {
-    if input.is_empty() {
-        let mut space = ReadBuf::new(&mut buffer[kept..]);
-        return Pin::new(socket)
-            .poll_read(task, &mut space)
-            .map_ok(|()| space.filled().len());
-    }
-    let mut space = ReadBuf::new(buffer);
-    let read = Pin::new(socket)
-        .poll_read(task, &mut space)
-        .map_ok(|()| space.filled().len());
-    if let Poll::Ready(Ok(n)) = read {
-        input.extend_from_slice(&buffer[..n]);
-    }
-    read
-}
-
-/// What was not used up waits with its connection for the rest of its frame.
-fn keep_rest(input: &mut Vec<u8>, large: Vec<u8>, shared: &[u8], whole: bool, used: usize) {
-    *input = match (whole, used) {
-        (true, 0) => large,
-        (true, used) => large[used..].to_vec(),
-        (false, used) => shared[used..].to_vec(),
-    };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_errors_is_written_in_part_and_anew_after_a_while() {
-        let start = Instant::now();
-        let mut lines = ErrorLines::default();
-        let admitted = |lines: &mut ErrorLines, now| (0..1000).filter(|_| lines.admit(now)).count();
-        assert_eq!(admitted(&mut lines, start), 100);
-        assert_eq!(admitted(&mut lines, start + ERROR_SPAN / 2), 0);
-        assert_eq!(admitted(&mut lines, start + ERROR_SPAN), 100);
     }
 }

@@ -2,12 +2,14 @@
 //! HTTP.
 
 pub mod driver;
+mod error_lines;
 pub mod hub;
 pub mod listener;
 mod locator;
 mod outbuf;
 pub mod port;
 pub mod providers;
+mod readbuf;
 mod relay;
 mod services;
 mod socket;

@@ -115,7 +115,7 @@ impl Member {
             admin: match self.admin() {
                 // What is opened now would keep it from moving.
                 AdminState::Ready if self.is_moving() => AdminState::Drain,
-                admin => admin,
+                admin @ (AdminState::Ready | AdminState::Drain | AdminState::Maint) => admin,
             },
             health: if kept {
                 Health::Slow

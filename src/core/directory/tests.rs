@@ -1,0 +1,214 @@
+//! The rules of the table, one by one and under any sequence.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn b(n: u8) -> BackendName {
+    BackendName::from(format!("b{n}"))
+}
+
+fn s(n: u8) -> SessionId {
+    SessionId::from(format!("s{n}"))
+}
+
+#[test]
+fn two_clients_that_open_one_session_meet() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    assert_eq!(d.claim(now, &s(1), &b(1), ConnectionId(1)), Claim::Granted);
+    assert_eq!(
+        d.claim(now, &s(1), &b(2), ConnectionId(2)),
+        Claim::OwnedBy(b(1))
+    );
+    assert_eq!(d.load(&b(1)).sessions, 1);
+    d.release(now, "s1", ConnectionId(1));
+    assert_eq!(d.known(now, "s1").owner, Some(b(1)));
+    d.release(now, "s1", ConnectionId(2));
+    assert_eq!(d.known(now, "s1"), Known::default());
+    assert_eq!(d.load(&b(1)), Load::default());
+}
+
+#[test]
+fn history_outlives_the_owner_and_deletion_outlives_late_news() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::Sticky, 100);
+    d.claim(now, &s(1), &b(1), ConnectionId(1));
+    d.learn_history(now, &s(1), &b(1));
+    d.release(now, "s1", ConnectionId(1));
+    let known = d.known(now, "s1");
+    assert_eq!(
+        (known.owner, known.home, known.has_history),
+        (None, Some(b(1)), true)
+    );
+    d.delete(now, &s(1));
+    d.learn_history(now, &s(1), &b(1));
+    assert!(!d.known(now, "s1").has_history);
+    let later = now + TOMBSTONE;
+    d.learn_history(later, &s(1), &b(1));
+    assert!(d.known(later, "s1").has_history);
+}
+
+#[test]
+fn who_leaves_a_silent_backend_may_be_open_there_still() {
+    let mut now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    let leave = |d: &mut Directory, now, n| {
+        d.claim(now, &s(n), &b(1), ConnectionId(1));
+        d.release(now, s(n).as_str(), ConnectionId(1));
+    };
+    leave(&mut d, now, 1);
+    now += LEFT_WITHIN;
+    leave(&mut d, now, 2);
+    d.backend_silent(now, &b(1));
+    leave(&mut d, now, 3);
+    let maybe = |d: &Directory, id: &str| d.known(now, id).maybe_open_at;
+    assert_eq!(maybe(&d, "s1"), None, "long before");
+    assert_eq!(maybe(&d, "s2"), Some(b(1)), "shortly before");
+    assert_eq!(maybe(&d, "s3"), Some(b(1)));
+    d.not_open("s2", &b(2));
+    assert_eq!(maybe(&d, "s2"), Some(b(1)));
+    d.backend_back(&b(1));
+    assert_eq!(maybe(&d, "s2"), Some(b(1)), "until it says no");
+    d.not_open("s2", &b(1));
+    assert_eq!(maybe(&d, "s2"), None);
+    leave(&mut d, now, 4);
+    assert_eq!(maybe(&d, "s4"), None);
+    d.backend_gone(&b(1));
+    assert_eq!(maybe(&d, "s3"), None);
+    d.check_invariants();
+}
+
+#[test]
+fn the_answer_to_a_close_spares_who_came_after_it() {
+    let now = Instant::now();
+    let later = now + CLOSE_WITHIN;
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    for (at, holder) in [(now, 1), (now, 2), (later, 3)] {
+        d.claim(at, &s(1), &b(1), ConnectionId(holder));
+    }
+    d.begin_turn("s1", ConnectionId(2));
+    d.closed_by(later, "s1", &b(2), ConnectionId(1));
+    assert_eq!(d.known(later, "s1").holders, 3, "another backend's answer");
+    d.closed_by(later, "s1", &b(1), ConnectionId(1));
+    let known = d.known(later, "s1");
+    assert_eq!((known.owner, known.holders), (Some(b(1)), 1));
+    d.check_invariants();
+    d.closed_by(later, "s1", &b(1), ConnectionId(3));
+    assert_eq!(d.known(later, "s1").owner, None);
+    d.check_invariants();
+}
+
+#[test]
+fn only_who_has_a_session_can_say_that_it_is_deleted() {
+    let now = Instant::now();
+    for (mode, forgotten) in [(Mode::Sticky, false), (Mode::SharedStorage, true)] {
+        let mut d = Directory::new(mode, 100);
+        d.learn_history(now, &s(1), &b(1));
+        d.learn_deleted(now, &s(1), &b(2));
+        assert_eq!(d.known(now, "s1").deleted, forgotten);
+        d.learn_deleted(now, &s(1), &b(1));
+        assert!(d.known(now, "s1").deleted);
+    }
+}
+
+#[test]
+fn a_list_that_no_longer_has_a_session_forgets_its_home() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::Sticky, 100);
+    d.learn_disk(now, &b(1), &[s(1), s(2)]);
+    d.learn_disk(now, &b(1), &[s(2)]);
+    assert_eq!(d.known(now, "s1"), Known::default());
+    assert_eq!(d.known(now, "s2").home, Some(b(1)));
+    assert_eq!(d.homed_at(&b(1)), 1);
+}
+
+#[test]
+fn at_the_limit_closed_sessions_go_and_open_ones_stay() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 4);
+    d.claim(now, &s(0), &b(1), ConnectionId(1));
+    for n in 1..20 {
+        d.learn_history(now, &s(n), &b(1));
+    }
+    assert!(d.len() <= 4, "{}", d.len());
+    assert_eq!(d.known(now, "s0").owner, Some(b(1)));
+    assert!(d.evicted() > 0);
+
+    d.set_limit(8);
+    for n in 20..40 {
+        d.learn_history(now, &s(n), &b(1));
+    }
+    assert_eq!(d.len(), 8);
+    d.set_limit(4);
+    d.learn_history(now, &s(40), &b(1));
+    assert!(d.len() <= 4, "{}", d.len());
+}
+
+#[test]
+fn who_hears_of_a_turn_late_does_not_report_it_again() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 4);
+    let (first, late) = (ConnectionId(1), ConnectionId(2));
+    for who in [first, late] {
+        d.claim(now, &s(0), &b(1), who);
+    }
+    d.begin_turn("s0", first);
+    assert!(d.end_turn("s0", first, Some(7)));
+    d.begin_turn("s0", late);
+    assert!(!d.end_turn("s0", late, Some(7)));
+    d.begin_turn("s0", late);
+    assert!(d.end_turn("s0", late, Some(8)), "the next turn is another");
+    assert_eq!(d.load(&b(1)).turns, 0);
+}
+
+#[test]
+fn one_connection_reports_a_turn() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 4);
+    d.claim(now, &s(0), &b(1), ConnectionId(1));
+    d.claim(now, &s(0), &b(1), ConnectionId(2));
+    assert!(d.begin_turn("s0", ConnectionId(1)));
+    assert!(!d.begin_turn("s0", ConnectionId(2)));
+    assert_eq!(d.load(&b(1)).turns, 1);
+    d.end_turn("s0", ConnectionId(2), None);
+    assert_eq!(d.load(&b(1)).turns, 1);
+    d.end_turn("s0", ConnectionId(1), None);
+    assert_eq!(d.load(&b(1)).turns, 0);
+}
+
+proptest! {
+    #[test]
+    fn invariants_hold_under_any_sequence(
+        steps in proptest::collection::vec((0u8..13, 0u8..6, 0u8..3, 0u64..4), 1..200),
+        sticky: bool,
+    ) {
+        let now = Instant::now();
+        let mode = if sticky { Mode::Sticky } else { Mode::SharedStorage };
+        let mut d = Directory::new(mode, 4);
+        for (op, session, backend, holder) in steps {
+            let (id, at, who) = (s(session), b(backend), ConnectionId(holder));
+            match op {
+                0 | 1 => {
+                    let before = d.known(now, id.as_str()).owner;
+                    let claim = d.claim(now, &id, &at, who);
+                    let owner = d.known(now, id.as_str()).owner.expect("claimed");
+                    prop_assert_eq!(before.unwrap_or(at.clone()), owner.clone());
+                    prop_assert_eq!(claim == Claim::Granted, owner == at);
+                }
+                2 => d.release(now, id.as_str(), who),
+                3 => d.close(id.as_str()),
+                4 => d.delete(now, &id),
+                5 => d.learn_disk(now, &at, std::slice::from_ref(&id)),
+                6 => d.learn_history(now, &id, &at),
+                7 => { d.begin_turn(id.as_str(), who); }
+                8 => d.closed_by(now, id.as_str(), &at, who),
+                9 => d.backend_silent(now, &at),
+                10 => d.backend_back(&at),
+                11 => d.backend_gone(&at),
+                _ => { d.end_turn(id.as_str(), who, None); }
+            }
+            d.check_invariants();
+        }
+    }
+}
