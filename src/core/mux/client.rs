@@ -198,6 +198,13 @@ impl Mux {
                 method: method.to_string(),
                 reason,
             })
+        } else if class == Class::Open && named.is_none() && wants_last(head, body) {
+            Some(ProxyError::MethodDenied {
+                method: method.to_string(),
+                reason: "which session was last is known to no single server, and the one that \
+                         opened it by itself might open what another has open: ask \
+                         session.getLastId, then open that id with kind resume",
+            })
         } else if self.life == Life::Draining && starts_work(class) {
             Some(ProxyError::Draining)
         } else if matches!(class, Class::Create | Class::Resume | Class::Open)
@@ -532,6 +539,13 @@ pub fn is_session_id(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Whether a `sessions.open` leaves it to the server which session that is.
+fn wants_last(head: &Head, body: &[u8]) -> bool {
+    head.places
+        .kind
+        .is_some_and(|kind| kind.get(body) == "resumeLast")
 }
 
 /// Whether a call of this class starts something that would outlive the drain.

@@ -205,12 +205,20 @@ fn a_create_without_an_id_is_placed_although_an_upstream_connection_is_there() {
         [json!(1)],
         "where the shell says, not where it is easy"
     );
-    rig.client(&request(2, "sessions.open", json!({"kind": "resumeLast"})));
+    rig.client(&request(2, "sessions.open", json!({"kind": "create"})));
     rig.backend(
         "a",
-        &result(2, json!({"status": "resumed", "sessionId": "old"})),
+        &result(2, json!({"status": "created", "sessionId": "new"})),
     );
-    assert_eq!(rig.claims["old"], "a");
+    assert_eq!(rig.claims["new"], "a");
+}
+
+#[test]
+fn no_server_chooses_alone_which_session_was_last() {
+    let mut rig = Rig::new();
+    rig.client(&request(1, "sessions.open", json!({"kind": "resumeLast"})));
+    assert_eq!(rig.error(), (json!(1), -32014));
+    assert!(rig.heard_ids("a").is_empty() && rig.claims.is_empty());
 }
 
 #[test]
