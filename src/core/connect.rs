@@ -6,11 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
-use super::{
-    id::Secret,
-    reply::ProxyError,
-    snapshot::{Backend, Snapshot},
-};
+use super::{id::Secret, reply::ProxyError, snapshot::Snapshot};
 
 /// Largest `params` of a `connect`, in bytes: its options are kept as long as the connection.
 pub const PARAMS_LIMIT: usize = 64 * 1024;
@@ -178,13 +174,6 @@ impl Facts {
             version,
             task_kinds,
         })
-    }
-
-    /// May a client that was told these facts be served by this backend?
-    pub fn fits(&self, backend: &Backend) -> bool {
-        backend
-            .protocol_version
-            .is_none_or(|version| version == self.protocol_version)
     }
 }
 

@@ -3,12 +3,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-
-use crate::core::{
-    id::{BackendName, SessionId},
-    snapshot::Snapshot,
-};
+use crate::core::{id::BackendName, snapshot::Snapshot};
 
 /// A boxed future that owns all it needs.
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -58,13 +53,4 @@ pub trait Pool: Send + Sync + 'static {
     /// Where upstream connections note that it is alive, so that a busy backend whose pings are
     /// late is not taken for dead. None for a backend that is no longer in the pool.
     fn activity(&self, backend: &BackendName) -> Option<Arc<dyn Alive>>;
-}
-
-/// A `session.lifecycle` notification, framed and ready to send.
-#[derive(Clone, Debug)]
-pub struct Lifecycle {
-    /// Whose.
-    pub session: SessionId,
-    /// Header and body.
-    pub frame: Bytes,
 }

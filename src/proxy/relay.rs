@@ -118,7 +118,7 @@ async fn serve(
         let Some((backend, reason)) = shared.store.place(rules.policy, &key, &pool) else {
             return (ClosedBy::Proxy, "no usable backend".to_owned());
         };
-        match open(shared, rules, &snapshot, &backend, &options).await {
+        match open(rules, &snapshot, &backend, &options).await {
             Ok(upstream) => {
                 if let Some(session) = session {
                     shared.observer.record(&Event::Placement {
@@ -221,7 +221,6 @@ impl End {
 
 /// Connects to `backend` and does its handshake in the client's place.
 async fn open(
-    shared: &Shared,
     rules: &Rules,
     snapshot: &crate::core::snapshot::Snapshot,
     backend: &BackendName,
@@ -248,7 +247,6 @@ async fn open(
             }
         }
     };
-    let _ = shared;
     tokio::time::timeout(rules.aggregate_timeout, greet)
         .await
         .map_err(|_| refused())?
