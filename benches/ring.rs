@@ -19,6 +19,7 @@ fn pool(weight: impl Fn(u32) -> u32) -> Vec<Backend> {
             admin: AdminState::Ready,
             health: Health::Up,
             removed: false,
+            released: false,
             protocol_version: Some(3),
             version: None,
             task_kinds: Arc::from([]),

@@ -463,6 +463,7 @@ pub fn idle_pool(config: &Config) -> Snapshot {
             admin: backend.state,
             health: Health::Up,
             removed: false,
+            released: false,
             protocol_version: None,
             version: None,
             task_kinds: Arc::from([]),

@@ -82,6 +82,7 @@ impl Stage {
             admin: AdminState::Ready,
             health: Health::Up,
             removed: false,
+            released: false,
             protocol_version: Some(3),
             version: None,
             task_kinds: Arc::from([]),

@@ -32,11 +32,23 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(60);
 /// How many old records one insertion may look at while it makes room.
 const EVICTION_STEPS: usize = 8;
 
-/// A client connection that is attached or attaching, and since when.
+/// How far a client connection is with a session that it holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It opens the session at the owner, or is about to.
+    Attaching,
+    /// It hears the session.
+    Attached,
+    /// Its upstream connection has ended; it will open the session again.
+    Lost,
+}
+
+/// A client connection that holds a session, and since when.
 #[derive(Clone, Copy, Debug)]
 struct Holder {
     connection: ConnectionId,
     claimed: Instant,
+    standing: Standing,
 }
 
 /// What is known of one session.
@@ -60,6 +72,25 @@ struct Record {
     reported: Option<u64>,
     deleted_at: Option<Instant>,
     last_use: Instant,
+    /// Counts the owners that this session has had.
+    epoch: u64,
+    /// It is in [`Directory::dirty`].
+    dirty: bool,
+}
+
+/// What outlives the process of one session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// The backend that has it open.
+    pub owner: Option<BackendName>,
+    /// The backend whose disk has it (separate disks only).
+    pub home: Option<BackendName>,
+    /// It has had a turn.
+    pub has_history: bool,
+    /// How long ago it was deleted, if it was.
+    pub deleted: Option<Duration>,
+    /// How long ago it was heard of last.
+    pub idle: Duration,
 }
 
 impl Record {
@@ -74,7 +105,14 @@ impl Record {
             reported: None,
             deleted_at: None,
             last_use: now,
+            epoch: 0,
+            dirty: false,
         }
+    }
+
+    /// Whether no connection hears the session any more, or is about to, although some hold it.
+    fn is_adrift(&self) -> bool {
+        !self.holders.is_empty() && self.holders.iter().all(|h| h.standing == Standing::Lost)
     }
 
     fn is_deleted(&self, now: Instant) -> bool {
@@ -100,6 +138,8 @@ pub struct Known {
     pub holders: usize,
     /// A turn is running.
     pub in_turn: bool,
+    /// It has holders, and all of them have lost it: nobody has it open at its owner for us.
+    pub adrift: bool,
 }
 
 /// The answer to [`Directory::claim`].
@@ -127,6 +167,11 @@ pub struct Directory {
     silent: HashSet<BackendName, RandomState>,
     /// Who was left lately, oldest first.
     left: VecDeque<(Instant, SessionId, BackendName)>,
+    /// Sessions that were opened elsewhere, or may be, while this backend was away: it must not
+    /// have them open when it is used again.
+    moved: HashMap<BackendName, HashSet<SessionId, RandomState>, RandomState>,
+    /// Sessions whose [`Saved`] may have changed since [`Directory::take_dirty`].
+    dirty: Vec<SessionId>,
 }
 
 impl Directory {
@@ -142,6 +187,8 @@ impl Directory {
             evicted: 0,
             silent: HashSet::default(),
             left: VecDeque::new(),
+            moved: HashMap::default(),
+            dirty: Vec::new(),
         }
     }
 
@@ -164,6 +211,7 @@ impl Directory {
                 deleted: r.is_deleted(now),
                 holders: r.holders.len(),
                 in_turn: r.turn.is_some(),
+                adrift: r.is_adrift(),
             })
     }
 
@@ -266,17 +314,193 @@ impl Directory {
         let opened = record.owner.is_none();
         record.owner = Some(at.clone());
         record.maybe_open_at = None;
+        record.epoch += u64::from(opened);
         match record.holders.iter_mut().find(|h| h.connection == holder) {
-            Some(holder) => holder.claimed = now,
+            Some(holder) => {
+                holder.claimed = now;
+                if holder.standing == Standing::Lost {
+                    holder.standing = Standing::Attaching;
+                }
+            }
             None => record.holders.push(Holder {
                 connection: holder,
                 claimed: now,
+                standing: Standing::Attaching,
             }),
         }
         if opened {
             self.loads.entry(at).or_default().sessions += 1;
+            self.touch(session);
         }
         answer
+    }
+
+    /// `holder` hears the session at its owner now, or has lost its upstream connection there.
+    pub fn stands(&mut self, session: &str, holder: ConnectionId, standing: Standing) {
+        if let Some(record) = self.sessions.get_mut(session)
+            && let Some(holder) = record.holders.iter_mut().find(|h| h.connection == holder)
+        {
+            holder.standing = standing;
+        }
+    }
+
+    /// Whether everybody who held `session` before `holder` did is attached again: after a
+    /// failover clients are re-attached in their original order, since the last one to attach
+    /// decides the model and the system message (PROTOCOL §4).
+    pub fn is_next(&self, session: &str, holder: ConnectionId) -> bool {
+        self.sessions.get(session).is_none_or(|record| {
+            record
+                .holders
+                .iter()
+                .take_while(|h| h.connection != holder)
+                .all(|h| h.standing == Standing::Attached)
+        })
+    }
+
+    /// Gives `session`, whose owner is known not to have it open any more, or not to be heard of
+    /// until it has closed it, to `to`, and registers `holder` as attaching there. Only if `from`
+    /// is the owner still and nobody hears the session there: else as [`Directory::claim`] answers
+    /// for the owner there is.
+    ///
+    /// The caller vouches for `from`: its process is gone, fenced, or silent for
+    /// `failover.hang_timeout` (DESIGN §5).
+    pub fn reown(
+        &mut self,
+        now: Instant,
+        session: &SessionId,
+        from: &BackendName,
+        to: &BackendName,
+        holder: ConnectionId,
+    ) -> Claim {
+        if let Some(record) = self.sessions.get_mut(session)
+            && record.owner.as_ref() == Some(from)
+            && record.is_adrift()
+            && self.mode == Mode::SharedStorage
+            && from != to
+        {
+            record.owner = Some(to.clone());
+            record.epoch += 1;
+            let turns = u32::from(record.turn.is_some());
+            let load = self.loads.entry(from.clone()).or_default();
+            load.sessions = load.sessions.saturating_sub(1);
+            load.turns = load.turns.saturating_sub(turns);
+            let load = self.loads.entry(to.clone()).or_default();
+            load.sessions += 1;
+            load.turns += turns;
+            self.note_moved(from, session);
+            self.touch(session);
+        }
+        self.claim(now, session, to, holder)
+    }
+
+    /// How many owners `session` has had.
+    pub fn epoch(&self, session: &str) -> u64 {
+        self.sessions.get(session).map_or(0, |r| r.epoch)
+    }
+
+    /// Sessions that `backend` must close before it is used again, in id order.
+    pub fn moved_from(&self, backend: &BackendName) -> Vec<SessionId> {
+        let mut moved: Vec<_> = self
+            .moved
+            .get(backend)
+            .map(|moved| moved.iter().cloned().collect())
+            .unwrap_or_default();
+        moved.sort();
+        moved
+    }
+
+    /// `backend` has closed these.
+    pub fn cleaned(&mut self, backend: &BackendName, sessions: &[SessionId]) {
+        if let Some(moved) = self.moved.get_mut(backend) {
+            for session in sessions {
+                moved.remove(session);
+            }
+            if moved.is_empty() {
+                self.moved.remove(backend);
+            }
+        }
+    }
+
+    /// `backend` is silent and given up: what it may have open may be opened elsewhere, once it is
+    /// noted that it must close it when it comes back.
+    pub fn backend_released(&mut self, backend: &BackendName) {
+        for session in self.forget_maybe_open(backend) {
+            self.note_moved(backend, &session);
+            self.touch(&session);
+        }
+    }
+
+    fn note_moved(&mut self, from: &BackendName, session: &SessionId) {
+        self.moved
+            .entry(from.clone())
+            .or_default()
+            .insert(session.clone());
+    }
+
+    // What outlives the process.
+
+    /// Takes the sessions whose [`Directory::saved`] may have changed since the last call, each
+    /// once. A session without a record is to be forgotten.
+    pub fn take_dirty(&mut self) -> Vec<SessionId> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for session in &dirty {
+            if let Some(record) = self.sessions.get_mut(session) {
+                record.dirty = false;
+            }
+        }
+        dirty
+    }
+
+    /// Whether [`Directory::take_dirty`] would give something.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// What is to be kept of `session`; none if nothing is.
+    pub fn saved(&self, now: Instant, session: &str) -> Option<Saved> {
+        let record = self.sessions.get(session)?;
+        let kept = Saved {
+            owner: record
+                .owner
+                .clone()
+                .or_else(|| record.maybe_open_at.clone()),
+            home: record.home.clone(),
+            has_history: record.has_history,
+            deleted: record
+                .deleted_at
+                .map(|at| now.saturating_duration_since(at)),
+            idle: now.saturating_duration_since(record.last_use),
+        };
+        Some(kept)
+    }
+
+    /// Takes over what a former process has kept of `session`, unless it is known already. Who had
+    /// it open then may have it open still.
+    pub fn restore(&mut self, now: Instant, session: &SessionId, saved: Saved) {
+        if self.sessions.contains_key(session) {
+            return;
+        }
+        let back = |ago: Duration| now.checked_sub(ago).unwrap_or(now);
+        let home = saved.home.filter(|_| self.mode == Mode::Sticky);
+        if let Some(home) = &home {
+            *self.homes.entry(home.clone()).or_default() += 1;
+        }
+        let record = self.entry(now, session);
+        record.maybe_open_at = saved.owner;
+        record.home = home;
+        record.has_history = saved.has_history;
+        record.deleted_at = saved.deleted.map(back);
+        record.last_use = back(saved.idle);
+    }
+
+    /// What is to be kept of `session` has changed.
+    fn touch(&mut self, session: &SessionId) {
+        match self.sessions.get_mut(session) {
+            Some(record) if record.dirty => return,
+            Some(record) => record.dirty = true,
+            None => {}
+        }
+        self.dirty.push(session.clone());
     }
 
     /// `holder` is no longer attached to `session`. The last one to leave closes it (the CLI does
@@ -318,7 +542,9 @@ impl Directory {
                 load.turns = load.turns.saturating_sub(1);
             }
         }
-        if !record.has_history && record.deleted_at.is_none() {
+        let leaves_nothing = !record.has_history && record.deleted_at.is_none();
+        self.touch(&SessionId::from(session));
+        if leaves_nothing {
             // A session without a turn leaves nothing behind when it closes.
             self.sessions.remove(session);
         }
@@ -360,6 +586,7 @@ impl Directory {
             && record.maybe_open_at.as_ref() == Some(backend)
         {
             record.maybe_open_at = None;
+            self.touch(&SessionId::from(session));
         }
     }
 
@@ -376,6 +603,7 @@ impl Directory {
                     .is_some_and(|r| r.owner.is_some() || r.is_deleted(now))
             {
                 self.entry(now, &session).maybe_open_at = Some(left);
+                self.touch(&session);
             }
         }
     }
@@ -389,16 +617,27 @@ impl Directory {
     pub fn backend_gone(&mut self, backend: &BackendName) {
         self.silent.remove(backend);
         self.left.retain(|(_, _, left)| left != backend);
-        for record in self.sessions.values_mut() {
-            if record.maybe_open_at.as_ref() == Some(backend) {
-                record.maybe_open_at = None;
-            }
+        for session in self.forget_maybe_open(backend) {
+            self.touch(&session);
         }
+    }
+
+    /// Nothing may be open at `backend` any more unless its holders know of it; what was.
+    fn forget_maybe_open(&mut self, backend: &BackendName) -> Vec<SessionId> {
+        self.sessions
+            .iter_mut()
+            .filter(|(_, r)| r.maybe_open_at.as_ref() == Some(backend))
+            .map(|(id, r)| {
+                r.maybe_open_at = None;
+                id.clone()
+            })
+            .collect()
     }
 
     fn note_left(&mut self, now: Instant, session: &SessionId, backend: BackendName) {
         if self.silent.contains(&backend) {
             self.entry(now, session).maybe_open_at = Some(backend);
+            self.touch(session);
             return;
         }
         if self.left.len() >= LEFT_LIMIT {
@@ -424,18 +663,23 @@ impl Directory {
     pub fn learn_disk(&mut self, now: Instant, backend: &BackendName, listed: &[SessionId]) {
         if self.mode == Mode::Sticky {
             let current: HashSet<&str> = listed.iter().map(SessionId::as_str).collect();
-            let mut gone = 0;
+            let mut gone = Vec::new();
             self.sessions.retain(|id, r| {
                 let stays = r.home.as_ref() != Some(backend)
                     || r.owner.is_some()
                     || r.maybe_open_at.is_some()
                     || r.deleted_at.is_some()
                     || current.contains(id.as_str());
-                gone += usize::from(!stays);
+                if !stays {
+                    gone.push(id.clone());
+                }
                 stays
             });
             if let Some(count) = self.homes.get_mut(backend) {
-                *count -= gone;
+                *count -= gone.len();
+            }
+            for session in &gone {
+                self.touch(session);
             }
         }
         for session in listed {
@@ -463,10 +707,14 @@ impl Directory {
         if record.is_deleted(now) {
             return;
         }
-        record.has_history = true;
+        let mut news = !std::mem::replace(&mut record.has_history, true);
         if sticky && record.home.is_none() {
             record.home = Some(backend.clone());
             *self.homes.entry(backend.clone()).or_default() += 1;
+            news = true;
+        }
+        if news {
+            self.touch(session);
         }
     }
 
@@ -537,6 +785,7 @@ impl Directory {
                 Some(_) => {
                     let home = self.sessions.remove(&oldest).and_then(|r| r.home);
                     self.leave_home(home);
+                    self.touch(&oldest);
                     self.evicted += 1;
                 }
             }

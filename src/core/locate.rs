@@ -261,6 +261,7 @@ mod tests {
             admin: AdminState::Ready,
             health,
             removed: false,
+            released: false,
             protocol_version: Some(3),
             version: None,
             task_kinds: Arc::from([]),

@@ -60,6 +60,10 @@ pub struct Backend {
     pub health: Health,
     /// No longer configured; kept only while it still serves sessions.
     pub removed: bool,
+    /// Its sessions may be opened elsewhere (shared storage only): its process is gone or fenced,
+    /// or was silent for `failover.hang_timeout` (DESIGN §5). It is not usable then, and not
+    /// before it has closed what was opened elsewhere.
+    pub released: bool,
     /// `protocolVersion` from its `connect` answer, once known.
     pub protocol_version: Option<u32>,
     /// CLI version from its `connect` answer, once known.

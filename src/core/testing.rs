@@ -15,6 +15,7 @@ pub(crate) fn backend(name: &str, weight: u32) -> Backend {
         admin: AdminState::Ready,
         health: Health::Up,
         removed: false,
+        released: false,
         protocol_version: Some(3),
         version: None,
         task_kinds: Arc::from([]),

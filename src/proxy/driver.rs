@@ -332,7 +332,7 @@ impl Driver {
                 store.lock().release(cx.now, session.as_str(), self.id);
             }
             Output::Adopt { session, backend } => {
-                store.claim(&session, &backend, self.id);
+                store.lock().claim(cx.now, &session, &backend, self.id);
             }
             Output::Closed { session, backend } => {
                 let mut directory = store.lock();

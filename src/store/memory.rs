@@ -2,12 +2,15 @@
 //! turn, never per frame.
 
 use std::{
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
+
+use tokio::sync::watch;
 
 use crate::core::{
     balance::{self, Policy},
@@ -21,25 +24,72 @@ use crate::core::{
 /// A handle; clones share one directory.
 #[derive(Clone, Debug)]
 pub struct Store {
-    directory: Arc<Mutex<Directory>>,
-    placements: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: Mutex<Directory>,
+    placements: AtomicU64,
+    /// Counts changes of who has what open; those who wait for one follow it.
+    changes: watch::Sender<u64>,
+}
+
+/// The directory, locked. What was changed under it is published when it is dropped.
+#[derive(Debug)]
+pub struct Guard<'a> {
+    shared: &'a Shared,
+    directory: MutexGuard<'a, Directory>,
+}
+
+impl Deref for Guard<'_> {
+    type Target = Directory;
+
+    fn deref(&self) -> &Directory {
+        &self.directory
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut Directory {
+        &mut self.directory
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if self.directory.is_dirty() {
+            drop(self.directory.take_dirty());
+            self.shared.changes.send_modify(|n| *n += 1);
+        }
+    }
 }
 
 impl Store {
     /// An empty directory that remembers at most `limit` closed sessions.
     pub fn new(mode: Mode, limit: usize) -> Self {
+        let shared = Shared {
+            directory: Mutex::new(Directory::new(mode, limit)),
+            placements: AtomicU64::new(0),
+            changes: watch::Sender::new(0),
+        };
         Self {
-            directory: Arc::new(Mutex::new(Directory::new(mode, limit))),
-            placements: Arc::new(AtomicU64::new(0)),
+            shared: Arc::new(shared),
         }
     }
 
     /// The directory. Hold it only for a few steps, never across an await.
-    pub fn lock(&self) -> MutexGuard<'_, Directory> {
+    pub fn lock(&self) -> Guard<'_> {
         // A panic under the lock is a bug of ours; the table itself is whole between two calls.
-        self.directory
+        let directory = self
+            .shared
+            .directory
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Guard {
+            shared: &self.shared,
+            directory,
+        }
     }
 
     /// What is known of `session` now.
@@ -47,9 +97,39 @@ impl Store {
         self.lock().known(Instant::now(), session)
     }
 
-    /// Claims `session` for `holder` on `want`, or where it is owned already.
-    pub fn claim(&self, session: &SessionId, want: &BackendName, holder: ConnectionId) -> Claim {
+    /// Follows changes of who has what open: a new value is one change or more.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Wakes those who wait for a change that leaves nothing to be kept, such as the standing of a
+    /// holder.
+    pub fn announce(&self) {
+        self.shared.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Claims `session` for `holder` on `want`, or where it is owned already. Returns once the
+    /// owner is kept where a crash does not reach it.
+    #[allow(clippy::unused_async, reason = "memory needs no time, other kinds do")]
+    pub async fn claim(
+        &self,
+        session: &SessionId,
+        want: &BackendName,
+        holder: ConnectionId,
+    ) -> Claim {
         self.lock().claim(Instant::now(), session, want, holder)
+    }
+
+    /// [`Directory::reown`]; returns once the new owner is kept where a crash does not reach it.
+    #[allow(clippy::unused_async, reason = "memory needs no time, other kinds do")]
+    pub async fn reown(
+        &self,
+        session: &SessionId,
+        from: &BackendName,
+        to: &BackendName,
+        holder: ConnectionId,
+    ) -> Claim {
+        self.lock().reown(Instant::now(), session, from, to, holder)
     }
 
     /// Chooses the backend of a new session by the loads known here.
@@ -59,7 +139,7 @@ impl Store {
         key: &str,
         snapshot: &Snapshot,
     ) -> Option<(BackendName, PlacementReason)> {
-        let ticket = self.placements.fetch_add(1, Ordering::Relaxed);
+        let ticket = self.shared.placements.fetch_add(1, Ordering::Relaxed);
         let loads = {
             let directory = self.lock();
             locate::loads(snapshot, |name| directory.load(name))

@@ -2,4 +2,4 @@
 
 mod memory;
 
-pub use memory::Store;
+pub use memory::{Guard, Store};

@@ -123,6 +123,7 @@ impl Member {
                 self.observed.health
             },
             removed: self.removed,
+            released: false,
             protocol_version: self.observed.protocol_version,
             version: self.observed.version.clone(),
             task_kinds: self.observed.task_kinds.clone(),

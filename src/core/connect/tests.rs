@@ -111,6 +111,7 @@ fn backend(name: &str, protocol_version: u32, version: &str, kinds: &[&str]) -> 
         admin: AdminState::Ready,
         health: Health::Up,
         removed: false,
+        released: false,
         protocol_version: Some(protocol_version),
         version: Some(Arc::from(version)),
         task_kinds: kinds.iter().map(|kind| Arc::from(*kind)).collect(),

@@ -212,3 +212,75 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_session_moves_only_when_nobody_hears_it_where_it_was() {
+    let now = Instant::now();
+    let mut directory = Directory::new(Mode::SharedStorage, 100);
+    let (a, b) = (BackendName::from("a"), BackendName::from("b"));
+    let session = SessionId::from("s");
+    let (first, second) = (ConnectionId(1), ConnectionId(2));
+    directory.claim(now, &session, &a, first);
+    directory.claim(now, &session, &a, second);
+    directory.stands("s", first, Standing::Attached);
+    directory.stands("s", second, Standing::Attached);
+    directory.begin_turn("s", first);
+    directory.stands("s", first, Standing::Lost);
+    let refused = directory.reown(now, &session, &a, &b, first);
+    assert_eq!(refused, Claim::OwnedBy(a.clone()), "the second hears it");
+    directory.stands("s", first, Standing::Lost);
+    directory.stands("s", second, Standing::Lost);
+    assert!(directory.known(now, "s").adrift);
+    assert!(!directory.is_next("s", second), "the first was first");
+    assert!(directory.is_next("s", first));
+    let moved = directory.reown(now, &session, &a, &b, second);
+    assert_eq!(moved, Claim::Granted);
+    let late = directory.reown(now, &session, &a, &b, first);
+    assert_eq!(late, Claim::Granted, "where the second went");
+    directory.check_invariants();
+    assert_eq!(directory.load(&a), Load::default());
+    assert_eq!(directory.load(&b).turns, 1);
+    assert_eq!(directory.epoch("s"), 2);
+    assert_eq!(directory.moved_from(&a), std::slice::from_ref(&session));
+    directory.cleaned(&a, std::slice::from_ref(&session));
+    assert!(directory.moved_from(&a).is_empty());
+}
+
+#[test]
+fn on_separate_disks_nothing_moves() {
+    let now = Instant::now();
+    let mut directory = Directory::new(Mode::Sticky, 100);
+    let (a, b) = (BackendName::from("a"), BackendName::from("b"));
+    let session = SessionId::from("s");
+    directory.claim(now, &session, &a, ConnectionId(1));
+    directory.stands("s", ConnectionId(1), Standing::Lost);
+    let answer = directory.reown(now, &session, &a, &b, ConnectionId(1));
+    assert_eq!(answer, Claim::OwnedBy(a));
+}
+
+#[test]
+fn what_is_kept_comes_back_and_an_owner_only_perhaps() {
+    let now = Instant::now() + Duration::from_secs(10_000);
+    let mut directory = Directory::new(Mode::Sticky, 100);
+    let (a, session) = (BackendName::from("a"), SessionId::from("s"));
+    directory.claim(now, &session, &a, ConnectionId(1));
+    directory.learn_history(now, &session, &a);
+    assert_eq!(
+        directory.take_dirty(),
+        std::slice::from_ref(&session),
+        "once"
+    );
+    directory.learn_history(now, &session, &a);
+    assert!(!directory.is_dirty(), "nothing new");
+    let saved = directory.saved(now, "s").expect("there is a record");
+    let mut next = Directory::new(Mode::Sticky, 100);
+    next.restore(now, &session, saved);
+    let known = next.known(now, "s");
+    assert_eq!((known.owner, known.maybe_open_at), (None, Some(a.clone())));
+    assert_eq!(known.home, Some(a.clone()));
+    assert!(known.has_history);
+    assert_eq!(next.homed_at(&a), 1);
+    next.check_invariants();
+    directory.delete(now, &session);
+    assert_eq!(directory.take_dirty(), [session]);
+}

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -251,7 +251,8 @@ async fn a_place_is_refused_while_it_is_held_or_a_session_is_open() {
     taxiway
         .shared
         .store
-        .claim(&session, &"cli-1".into(), ConnectionId(99));
+        .lock()
+        .claim(Instant::now(), &session, &"cli-1".into(), ConnectionId(99));
     assert_eq!(
         message(&first.call(LLM, json!({})).await),
         "Request llmInference.setProvider failed with message: Cannot set LLM inference provider \
