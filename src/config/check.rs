@@ -11,12 +11,13 @@ use std::{
 
 use super::{
     Admin, Config, CreateExisting, Drain, Granularity, Health, Identities, Identity, Key, Limits,
-    Listener, Log, LogFormat, Managed, Placement, Routing, Sessions,
+    Listener, Log, LogFormat, Managed, Placement, Routing, Sessions, StallAction,
     diagnostic::Report,
     raw::{Raw, Table},
 };
 use crate::core::snapshot::Mode;
 
+mod failover;
 mod pool;
 mod secret;
 
@@ -47,8 +48,9 @@ pub(super) fn check(
         identity: Identity {
             session_id_user: raw.table("identity").pattern("session_id_user"),
         },
-        sessions: sessions(raw.table("sessions")),
+        sessions: check.sessions(),
         health: check.health(),
+        failover: check.failover(),
         drain: drain(raw.table("drain")),
         limits: limits(raw.table("limits")),
         log: log(raw.table("log")),
@@ -56,6 +58,7 @@ pub(super) fn check(
         managed: check.managed(),
         secret_variables: Vec::new(),
     };
+    check.giving_up(&config);
     check.pool(&config);
     config.secret_variables = check.secret_variables;
     config
@@ -222,6 +225,21 @@ impl Check<'_> {
         health
     }
 
+    fn sessions(&mut self) -> Sessions {
+        let table = self.raw.table("sessions");
+        let sessions = sessions(table);
+        if let Some(span) = table.sound("turn_stall_action")
+            && sessions.turn_stall.is_none()
+            && !table.is_faulty("turn_stall")
+        {
+            let message = "sessions.turn_stall_action: has no effect without turn_stall";
+            self.report
+                .warning(span, message)
+                .help("take it out, or set `turn_stall`, as in \"10m\"");
+        }
+        sessions
+    }
+
     /// A path of the file as an absolute one.
     fn path(&self, text: &str) -> PathBuf {
         self.directory.join(text)
@@ -284,6 +302,7 @@ fn routing(table: &Table) -> Routing {
             _ => None,
         }),
         aggregate_timeout: table.duration("aggregate_timeout"),
+        home_wait: table.duration("home_wait"),
     }
 }
 
@@ -294,7 +313,16 @@ fn sessions(table: &Table) -> Sessions {
         "reject" => Some(CreateExisting::Reject),
         _ => None,
     });
-    Sessions { create_existing }
+    Sessions {
+        create_existing,
+        detach_grace: table.duration_or_off("detach_grace"),
+        turn_stall: table.duration_or_off("turn_stall"),
+        turn_stall_action: table.word("turn_stall_action", |word| match word {
+            "log" => Some(StallAction::Log),
+            "end" => Some(StallAction::End),
+            _ => None,
+        }),
+    }
 }
 
 fn health(table: &Table) -> Health {
@@ -324,6 +352,7 @@ fn limits(table: &Table) -> Limits {
         sessions_per_connection: table.count("sessions_per_connection"),
         connections: table.count("connections"),
         directory_sessions: table.count("directory_sessions"),
+        session_params: table.size("session_params"),
     }
 }
 

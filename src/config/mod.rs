@@ -99,6 +99,8 @@ pub struct Routing {
     pub granularity: Granularity,
     /// How long aggregates and look-ups wait for a silent backend.
     pub aggregate_timeout: Duration,
+    /// How long calls wait for a session's home or owner that is away; zero = not at all.
+    pub home_wait: Duration,
 }
 
 /// `[identity]`
@@ -119,11 +121,26 @@ pub enum CreateExisting {
     Reject,
 }
 
+/// `sessions.turn_stall_action`: what happens to a turn without events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StallAction {
+    /// It is counted and logged.
+    Log,
+    /// It is ended as well, and its clients are told.
+    End,
+}
+
 /// `[sessions]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sessions {
     /// What create does on the id of a closed session.
     pub create_existing: CreateExisting,
+    /// How long a turn outlives its client's connection; none = off.
+    pub detach_grace: Option<Duration>,
+    /// Without an event for so long a turn is stalled; none = off.
+    pub turn_stall: Option<Duration>,
+    /// What happens to a stalled turn.
+    pub turn_stall_action: StallAction,
 }
 
 /// `[health]`
@@ -141,6 +158,18 @@ pub struct Health {
     pub slow_start: Duration,
     /// At most this share of the pool is ejected for silence; 0.0 to 1.0.
     pub max_ejected: f64,
+}
+
+/// `[failover]`: when a silent backend's sessions may be opened elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failover {
+    /// How long an ejected backend is silent until it is given up; none = never.
+    pub hang_timeout: Option<Duration>,
+    /// Program and arguments that cut a silent backend off first; `{name}` and `{address}` are
+    /// replaced. Never empty.
+    pub fence_command: Option<Vec<String>>,
+    /// Until the command is killed, and has failed.
+    pub fence_timeout: Duration,
 }
 
 /// `[drain]`
@@ -169,6 +198,9 @@ pub struct Limits {
     pub connections: usize,
     /// Sessions remembered in memory; beyond it the longest unused closed ones are forgotten.
     pub directory_sessions: usize,
+    /// Parameters of a session's last create or resume that are kept to open it again, in bytes per
+    /// session and client; a session with longer ones is not reopened.
+    pub session_params: usize,
 }
 
 /// `[log]`
@@ -227,6 +259,8 @@ pub struct Config {
     pub sessions: Sessions,
     #[allow(missing_docs)]
     pub health: Health,
+    #[allow(missing_docs)]
+    pub failover: Failover,
     #[allow(missing_docs)]
     pub drain: Drain,
     #[allow(missing_docs)]

@@ -174,10 +174,14 @@ impl Table {
     }
 
     pub(super) fn words(&self, key: &str) -> Vec<String> {
-        let Some(Value::Words(words)) = self.value(key) else {
+        self.words_or_none(key).unwrap_or_else(|| unfit(key))
+    }
+
+    pub(super) fn words_or_none(&self, key: &str) -> Option<Vec<String>> {
+        let Value::Words(words) = self.value(key)? else {
             unfit(key)
         };
-        words
+        Some(words)
     }
 
     pub(super) fn duration(&self, key: &str) -> Duration {

@@ -12,6 +12,7 @@ use super::{
 };
 
 mod check_command;
+mod failover;
 mod reload;
 mod wrong;
 
@@ -35,10 +36,14 @@ placement = "p2c"
 load_factor = 0
 granularity = "session"
 aggregate_timeout = "250ms"
+home_wait = "0s"
 [identity]
 session_id_user = '^(?<user>[a-z]+)-'
 [sessions]
 create_existing = "reject"
+detach_grace = "1m"
+turn_stall = "10m"
+turn_stall_action = "end"
 [health]
 interval = "1m"
 timeout = "3s"
@@ -46,6 +51,10 @@ unhealthy_after = 4
 healthy_after = 5
 slow_start = "0s"
 max_ejected = 1
+[failover]
+hang_timeout = "0s"
+fence_command = ["./fence", "{name}", "{address}"]
+fence_timeout = "5s"
 [drain]
 timeout = "1h30m"
 accept_grace = "0s"
@@ -57,6 +66,7 @@ calls_per_connection = 0x10
 sessions_per_connection = 1_000
 connections = 12
 directory_sessions = 2000
+session_params = "64KiB"
 [log]
 level = "trace"
 format = "json"
@@ -107,19 +117,23 @@ fn a_minimal_file_has_the_promised_defaults() {
             "admin": { "address": "127.0.0.1:9321", "token": null },
             "routing": {
                 "mode": "sticky", "key": "user", "placement": "least-loaded", "load_factor": 1.25,
-                "granularity": "session", "aggregate_timeout": "2s",
+                "granularity": "session", "aggregate_timeout": "2s", "home_wait": "30s",
             },
             "identity": { "session_id_user": null },
-            "sessions": { "create_existing": "resume" },
+            "sessions": {
+                "create_existing": "resume", "detach_grace": "30s", "turn_stall": "0s",
+                "turn_stall_action": "log",
+            },
             "health": {
                 "interval": "2s", "timeout": "1s", "unhealthy_after": 3, "healthy_after": 2,
                 "slow_start": "30s", "max_ejected": 0.5,
             },
+            "failover": { "hang_timeout": "10s", "fence_command": null, "fence_timeout": "10s" },
             "drain": { "timeout": "10m", "accept_grace": "5s" },
             "limits": {
                 "frame": "64MiB", "header": "8KiB", "frame_timeout": "30s",
                 "calls_per_connection": 1024, "sessions_per_connection": 1024,
-                "connections": 10000, "directory_sessions": 1_000_000,
+                "connections": 10000, "directory_sessions": 1_000_000, "session_params": "1MiB",
             },
             "log": { "level": "info", "format": "text", "identities": "plain" },
             "backends": [{
@@ -232,6 +246,13 @@ fn values_are_what_is_written() {
     assert_eq!(config.listener.tcp_keepalive, None);
     assert_eq!(config.routing.load_factor, None);
     assert_eq!(config.routing.aggregate_timeout, Duration::from_millis(250));
+    assert_eq!(config.routing.home_wait, Duration::ZERO);
+    assert_eq!(config.sessions.detach_grace, Some(Duration::from_secs(60)));
+    assert_eq!(config.sessions.turn_stall_action, StallAction::End);
+    assert_eq!(config.failover.hang_timeout, None);
+    let fence = ["/etc/taxiway/./fence", "{name}", "{address}"].map(String::from);
+    assert_eq!(config.failover.fence_command.as_deref(), Some(&fence[..]));
+    assert_eq!(config.limits.session_params, 64 << 10);
     assert_eq!(config.drain.timeout, Duration::from_secs(5400));
     assert_eq!(config.limits.calls_per_connection, 16);
     assert_eq!(config.limits.sessions_per_connection, 1000);

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Backend, Config, CreateExisting, Granularity, Identities, Key, LogFormat, Placement,
+    StallAction,
     quantity::{show_duration, show_size},
 };
 use crate::core::{
@@ -23,6 +24,7 @@ pub fn redacted(config: &Config) -> Value {
         identity,
         sessions,
         health,
+        failover,
         drain,
         limits,
         log,
@@ -63,6 +65,7 @@ pub fn redacted(config: &Config) -> Value {
                 Granularity::Connection => "connection",
             },
             "aggregate_timeout": show_duration(routing.aggregate_timeout),
+            "home_wait": show_duration(routing.home_wait),
         },
         "identity": {
             "session_id_user": identity.session_id_user.as_ref().map(regex::Regex::as_str),
@@ -73,6 +76,12 @@ pub fn redacted(config: &Config) -> Value {
                 CreateExisting::Pass => "pass",
                 CreateExisting::Reject => "reject",
             },
+            "detach_grace": show_duration(sessions.detach_grace.unwrap_or_default()),
+            "turn_stall": show_duration(sessions.turn_stall.unwrap_or_default()),
+            "turn_stall_action": match sessions.turn_stall_action {
+                StallAction::Log => "log",
+                StallAction::End => "end",
+            },
         },
         "health": {
             "interval": show_duration(health.interval),
@@ -81,6 +90,11 @@ pub fn redacted(config: &Config) -> Value {
             "healthy_after": health.healthy_after,
             "slow_start": show_duration(health.slow_start),
             "max_ejected": health.max_ejected,
+        },
+        "failover": {
+            "hang_timeout": show_duration(failover.hang_timeout.unwrap_or_default()),
+            "fence_command": failover.fence_command,
+            "fence_timeout": show_duration(failover.fence_timeout),
         },
         "drain": {
             "timeout": show_duration(drain.timeout),
@@ -94,6 +108,7 @@ pub fn redacted(config: &Config) -> Value {
             "sessions_per_connection": limits.sessions_per_connection,
             "connections": limits.connections,
             "directory_sessions": limits.directory_sessions,
+            "session_params": show_size(limits.session_params as u64),
         },
         "log": {
             "level": log.level.as_str().to_ascii_lowercase(),

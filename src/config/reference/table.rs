@@ -215,7 +215,14 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 Reload::Live,
                 "How long lists and look-ups over all backends wait for a silent one.",
             ),
-            not_built("home_wait", "waiting for a session's home to come back"),
+            key(
+                "home_wait",
+                span_or(ms(100), HOUR, "not at all"),
+                Absent::Value("30s"),
+                Reload::Live,
+                "How long a call waits for its session's backend that is away, before it gets \
+                 -32010. The session itself is waited for without end.",
+            ),
             not_built("queue_timeout", "queues of turns"),
         ],
     },
@@ -258,7 +265,29 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
             not_built("max_open_per_backend", "caps"),
             not_built("max_open_per_user", "caps"),
             not_built("max_turns", "caps"),
-            not_built("detach_grace", "turns that outlive their connection"),
+            key(
+                "detach_grace",
+                span_or(ms(100), HOUR, "off"),
+                Absent::Value("30s"),
+                Reload::Live,
+                "How long a running turn goes on after its client's connection broke, for the \
+                 same user's next connection to take it over.",
+            ),
+            key(
+                "turn_stall",
+                span_or(secs(1), secs(7 * 86_400), "off"),
+                Absent::Value("0s"),
+                Reload::Live,
+                "A turn without any event for so long is stalled.",
+            ),
+            key(
+                "turn_stall_action",
+                choice(&["log", "end"]),
+                Absent::Value("log"),
+                Reload::Live,
+                "What happens to a stalled turn. `log`: it is counted and logged. `end`: it is \
+                 ended as well, and its clients are told.",
+            ),
             not_built(
                 "ephemeral",
                 "sessions deleted when their last client leaves",
@@ -320,6 +349,42 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 Reload::Live,
                 "At most this share of the pool is ejected for silence; beyond it the sessions \
                  stay and the metric `taxiway_pool_panic` is 1.",
+            ),
+        ],
+    },
+    Section {
+        name: "failover",
+        shape: Shape::Table,
+        text: "When the sessions of a backend may be opened elsewhere (`shared-storage` only). A \
+               backend that is gone (connection closed or refused, or ended by Taxiway) is given \
+               up at once; these keys are for one that is silent. Before a backend that was given \
+               up serves again, what was opened elsewhere is closed in it.",
+        keys: &[
+            key(
+                "hang_timeout",
+                span_or(ms(100), HOUR, "never"),
+                Absent::Value("10s"),
+                Reload::Live,
+                "How long an ejected backend has to be silent (no ping answered, no message on any \
+                 connection) until it is given up.",
+            ),
+            key(
+                "fence_command",
+                Kind::Words,
+                Absent::Means("none"),
+                Reload::Live,
+                "Program and arguments that make sure that a silent backend cannot write any more, \
+                 as in `[\"/usr/local/bin/fence\", \"{name}\"]`; exit code 0 = done. `{name}` and \
+                 `{address}` are replaced. Unless it succeeds, the backend is not given up, and it \
+                 is tried again. Without it a backend that was only stopped may write to its \
+                 sessions' logs when it wakes, beside the new owner.",
+            ),
+            key(
+                "fence_timeout",
+                span(ms(100), HOUR),
+                Absent::Value("10s"),
+                Reload::Live,
+                "How long the fence command may take; then it is killed, and has failed.",
             ),
         ],
     },
@@ -419,7 +484,18 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 "Sessions remembered in memory; beyond it the closed ones unused for longest are \
                  forgotten and asked for again.",
             ),
-            not_built("session_params", "reopening of sessions"),
+            key(
+                "session_params",
+                Kind::Size {
+                    min: 4 << 10,
+                    max: 64 << 20,
+                },
+                Absent::Value("1MiB"),
+                Reload::NewConnections,
+                "Parameters of a session's last create or resume that are kept in memory, per \
+                 session and client, to open it again elsewhere. A session with longer ones is not \
+                 reopened.",
+            ),
             not_built("cut_through_min", "forwarding of messages as they arrive"),
         ],
     },
@@ -550,7 +626,6 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         ],
     },
     later("access", "what clients may do, and profiles of it"),
-    later("failover", "moving of sessions from a dead backend"),
     later(
         "store",
         "homes and owners that outlive Taxiway, and are shared by several",

@@ -26,7 +26,7 @@ const SECTIONS_WRONG: &[Row] = &[
         "x = 1\n",
         &[
             "1:1: error: unknown key `x`; sections are: listener, admin, routing, identity, \
-             sessions, health, drain, limits, log, backends, managed, access, failover, \
+             sessions, health, failover, drain, limits, log, backends, managed, access, \
              store, upgrade",
         ],
     ),
