@@ -44,7 +44,7 @@ use crate::{
     },
     observe::{self, Observer},
     proxy::{
-        Hub, Providers, Rules, Shared,
+        Hub, Pacer, Providers, Rules, Shared,
         hub::Message,
         listener::{self, Connections},
     },
@@ -264,6 +264,7 @@ impl App {
             hub,
             rules: rules.clone(),
             providers,
+            pacer: Pacer::default(),
         };
         let connections = Connections::default();
         let stage = Arc::new(Stage::default());
@@ -436,6 +437,8 @@ fn rules(config: &Config) -> Rules {
                 config::CreateExisting::Pass => CreateExisting::Pass,
                 config::CreateExisting::Reject => CreateExisting::Reject,
             },
+            session_params: config.limits.session_params,
+            home_wait: config.routing.home_wait,
         },
         policy,
         key_is_user: routing.key == config::Key::User,

@@ -185,7 +185,7 @@ impl Backstage for Stagehand {
         let known = self.store.known(session);
         let user = rules.user_of(session);
         let key = rules.key_of(session);
-        let next = match locate::first(&known, &snapshot) {
+        let next = match locate::first(locate::Purpose::Resume, &known, &snapshot) {
             Step::Go(to) => format!("goes to backend {}", to.backend),
             Step::Refuse(why) => {
                 in_maint(&why, session, &snapshot).unwrap_or_else(|| why.explain(Some(session)))

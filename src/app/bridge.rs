@@ -101,6 +101,7 @@ impl PoolSink for News {
         } = &event
         {
             self.store.lock().backend_back(backend);
+            self.hub.publish(&Message::BackendBack(backend.clone()));
         }
         if let Event::BackendRemoved {
             backend,

@@ -88,6 +88,17 @@ pub enum ClosedBy {
     Operator,
 }
 
+/// How the reopening of a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReopenResult {
+    /// With its history.
+    Resumed,
+    /// It had left nothing on disk, and was created again.
+    Created,
+    /// Not at all.
+    Failed,
+}
+
 /// Everything the line of one turn says.
 #[derive(Clone, Debug)]
 pub struct TurnRecord {
@@ -184,6 +195,17 @@ pub enum Event {
     CreateExisting {
         session: SessionId,
         action: &'static str,
+    },
+    /// A session was opened again for a client that had lost it.
+    SessionReopened {
+        connection: ConnectionId,
+        session: SessionId,
+        /// The backend that had it.
+        from: BackendName,
+        /// The one that has it now.
+        to: Option<BackendName>,
+        result: ReopenResult,
+        took: Duration,
     },
     SessionNotFound {
         reason: &'static str,

@@ -24,12 +24,14 @@ pub enum Purpose {
     Resume,
     /// `session.delete`: it is closed where it is open first.
     Delete,
+    /// Taxiway itself opens it again for a client that has lost it.
+    Reopen,
 }
 
 impl Purpose {
     /// Whether it makes the asking connection an attached one.
     pub fn attaches(self) -> bool {
-        matches!(self, Self::Create | Self::Resume)
+        matches!(self, Self::Create | Self::Resume | Self::Reopen)
     }
 }
 
@@ -121,8 +123,54 @@ pub struct Findings {
     pub silent: Vec<BackendName>,
 }
 
+/// Where a session is opened again for a client that has lost it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Return {
+    /// At its owner.
+    At(BackendName),
+    /// Elsewhere: its owner does not have it open any more, or must close it before it is used.
+    Move {
+        #[allow(missing_docs)]
+        from: BackendName,
+    },
+    /// Its owner has to come back first, or be given up.
+    AwaitBackend(BackendName),
+    /// Other clients still have to notice that it is lost.
+    AwaitHolders,
+    /// Nobody has it: it is looked for like any other.
+    Search,
+}
+
+/// Decides that. Sessions move only on a shared disk, and only away from a backend that was
+/// released, once nobody hears them there (DESIGN §5). On separate disks a home that is being
+/// drained is about to go, and is waited for.
+pub fn reopen(known: &Known, snapshot: &Snapshot) -> Return {
+    let Some(owner) = &known.owner else {
+        return Return::Search;
+    };
+    let backend = snapshot.get(owner);
+    if backend.is_some_and(|b| b.is_usable() && !is_leaving(b, snapshot.mode)) {
+        return Return::At(owner.clone());
+    }
+    if snapshot.mode == Mode::SharedStorage && backend.is_none_or(|b| b.released) {
+        return if known.adrift {
+            Return::Move {
+                from: owner.clone(),
+            }
+        } else {
+            Return::AwaitHolders
+        };
+    }
+    Return::AwaitBackend(owner.clone())
+}
+
+/// Whether what is closed at this backend stays closed until it is ready again.
+fn is_leaving(backend: &Backend, mode: Mode) -> bool {
+    mode == Mode::Sticky && (backend.admin == AdminState::Drain || backend.removed)
+}
+
 /// What can be said from the directory alone.
-pub fn first(known: &Known, snapshot: &Snapshot) -> Step {
+pub fn first(purpose: Purpose, known: &Known, snapshot: &Snapshot) -> Step {
     if let Some(owner) = &known.owner {
         if !snapshot.get(owner).is_some_and(|b| b.is_usable()) {
             return Step::Refuse(Refusal::OwnerAway(owner.clone()));
@@ -141,7 +189,9 @@ pub fn first(known: &Known, snapshot: &Snapshot) -> Step {
     if snapshot.mode == Mode::Sticky
         && let Some(home) = &known.home
     {
-        if !snapshot.get(home).is_some_and(|b| b.is_usable()) {
+        let may =
+            |b: &Backend| b.is_usable() && !(purpose.attaches() && is_leaving(b, snapshot.mode));
+        if !snapshot.get(home).is_some_and(may) {
             return Step::Refuse(Refusal::HomeAway(home.clone()));
         }
         return Step::Go(Destination {
@@ -288,18 +338,21 @@ mod tests {
             holders: 1,
             ..Known::default()
         };
-        assert!(matches!(first(&known, &up), Step::Go(d) if d.backend == "a".into()));
+        assert!(matches!(first(Purpose::Use, &known, &up), Step::Go(d) if d.backend == "a".into()));
         let down = pool(Mode::SharedStorage, vec![backend("a", Health::Down, true)]);
         let perhaps = Known {
             maybe_open_at: Some("a".into()),
             ..Known::default()
         };
         assert!(matches!(
-            first(&perhaps, &down),
+            first(Purpose::Use, &perhaps, &down),
             Step::Refuse(Refusal::OwnerAway(_))
         ));
-        assert_eq!(first(&perhaps, &up), Step::Ask(vec!["a".into()]));
-        let Step::Refuse(refusal) = first(&known, &down) else {
+        assert_eq!(
+            first(Purpose::Use, &perhaps, &up),
+            Step::Ask(vec!["a".into()])
+        );
+        let Step::Refuse(refusal) = first(Purpose::Use, &known, &down) else {
             panic!()
         };
         assert!(
@@ -324,7 +377,7 @@ mod tests {
             ..Known::default()
         };
         assert_eq!(
-            first(&known, &down),
+            first(Purpose::Use, &known, &down),
             Step::Refuse(Refusal::HomeAway("a".into()))
         );
     }

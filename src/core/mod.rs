@@ -12,6 +12,8 @@ pub mod locate;
 pub mod mux;
 pub mod outlier;
 pub mod provider;
+pub mod reopen;
+pub mod replay;
 pub mod reply;
 pub mod ring;
 pub mod route;

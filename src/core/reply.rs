@@ -406,15 +406,24 @@ pub fn cancel(out: &mut Vec<u8>, id: &[u8]) {
 
 /// Appends a request of Taxiway's own. `params` must be one JSON value.
 pub fn request(out: &mut Vec<u8>, id: &[u8], method: &str, params: &str) {
-    framed(out, |body| {
-        body.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
-        body.extend_from_slice(id);
-        body.extend_from_slice(br#","method":"#);
-        json(body, &method);
-        body.extend_from_slice(br#","params":"#);
-        body.extend_from_slice(params.as_bytes());
-        body.push(b'}');
-    });
+    framed(out, |body| write_request(body, id, method, params));
+}
+
+/// The body of such a request.
+pub fn request_body(id: &[u8], method: &str, params: &str) -> Vec<u8> {
+    let mut body = Vec::with_capacity(params.len() + 96);
+    write_request(&mut body, id, method, params);
+    body
+}
+
+fn write_request(body: &mut Vec<u8>, id: &[u8], method: &str, params: &str) {
+    body.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+    body.extend_from_slice(id);
+    body.extend_from_slice(br#","method":"#);
+    json(body, &method);
+    body.extend_from_slice(br#","params":"#);
+    body.extend_from_slice(params.as_bytes());
+    body.push(b'}');
 }
 
 /// `text` as a JSON string, quotes included.

@@ -57,6 +57,7 @@ impl Observer {
             | Event::BackendAdded { .. }
             | Event::BackendRemoved { .. }
             | Event::BackendViolation { .. }
+            | Event::SessionReopened { .. }
             | Event::Drain { .. }
             | Event::AdminCall { .. }
             | Event::ManagedServer { .. } => {}
@@ -142,6 +143,23 @@ impl Observer {
                 connection = connection.map(|c| c.0),
                 limit,
                 "limit"
+            ),
+            Event::SessionReopened {
+                connection,
+                session,
+                from,
+                to,
+                result,
+                took,
+            } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                session = self.identity(session.as_str()),
+                from = clip(from.as_str()),
+                to = clip(to.as_ref().map_or("", |to| to.as_str())),
+                result = result.label(),
+                took_ms = milliseconds(*took),
+                "failover"
             ),
             Event::CreateExisting { session, action } => info!(
                 target: "taxiway",
@@ -344,6 +362,7 @@ fn write_backend(event: &Event) {
         | Event::ErrorAnswered { .. }
         | Event::LimitHit { .. }
         | Event::CreateExisting { .. }
+        | Event::SessionReopened { .. }
         | Event::SessionNotFound { .. }
         | Event::Reload { .. }
         | Event::Drain { .. }

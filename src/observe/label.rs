@@ -3,7 +3,9 @@
 //! Must not know more than one word a value: no text for people.
 
 use crate::core::{
-    event::{CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, TurnOutcome},
+    event::{
+        CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, ReopenResult, TurnOutcome,
+    },
     snapshot::{AdminState, Health, Mode},
 };
 
@@ -61,6 +63,11 @@ labels! {
         Error = "error",
         Aborted = "aborted",
         Lost = "lost",
+    }
+    ReopenResult {
+        Resumed = "resumed",
+        Created = "created",
+        Failed = "failed",
     }
     ClosedBy {
         Client = "client",

@@ -6,6 +6,7 @@
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
 use std::{
+    collections::HashMap,
     io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
@@ -21,16 +22,18 @@ use super::{
     Rules, Shared,
     error_lines::ErrorLines,
     hub::{Mailbox, Message},
-    locator::{self, Locating},
+    locator::{self, Found, Locating},
     outbuf::OutBuf,
+    pacer::Permit,
     port::{Alive, Boxed},
     readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
     services, socket,
 };
 use crate::{
     core::{
+        directory::Standing,
         event::{ClosedBy, Direction, Event, FrameKind, PlacementReason},
-        id::{BackendName, ConnectionId},
+        id::{BackendName, ConnectionId, SessionId},
         mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId, Tally},
         snapshot::Snapshot,
     },
@@ -52,12 +55,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What a started piece of work ends with.
 enum Done {
     Connected(SlotId, io::Result<TcpStream>),
-    Located(
-        u64,
-        bool,
-        locator::Outcome,
-        Option<crate::core::id::SessionId>,
-    ),
+    Located(u64, bool, Found, Option<SessionId>),
     Served(u64, Served),
 }
 
@@ -95,6 +93,8 @@ pub struct Driver {
     closing: Option<(&'static str, Instant)>,
     client_gone: bool,
     error_lines: ErrorLines,
+    /// One for each session that is being opened again.
+    permits: HashMap<SessionId, Permit>,
 }
 
 impl Driver {
@@ -123,6 +123,7 @@ impl Driver {
             closing: None,
             client_gone: false,
             error_lines: ErrorLines::default(),
+            permits: HashMap::new(),
             rules,
         }
     }
@@ -331,6 +332,24 @@ impl Driver {
             Output::Release(session) => {
                 store.lock().release(cx.now, session.as_str(), self.id);
             }
+            Output::Attached(session) => {
+                let session = session.as_str();
+                store.lock().stands(session, self.id, Standing::Attached);
+                store.announce();
+            }
+            Output::Lost(session) => {
+                let session = session.as_str();
+                store.lock().stands(session, self.id, Standing::Lost);
+                store.announce();
+            }
+            Output::Reopened(session) => drop(self.permits.remove(&session)),
+            Output::ClosedByBackend { session, backend } => {
+                let holders = store.lock().holders(session.as_str());
+                for holder in holders.into_iter().filter(|id| *id != self.id) {
+                    let news = Message::SessionLost(session.clone(), backend.clone());
+                    self.shared.hub.send(holder, news);
+                }
+            }
             Output::Adopt { session, backend } => {
                 store.lock().claim(cx.now, &session, &backend, self.id);
             }
@@ -534,6 +553,24 @@ impl Driver {
                         0
                     });
                 }
+                Message::BackendBack(backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_backend_back(cx, &backend, out);
+                        0
+                    });
+                }
+                Message::BackendReleased(backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_backend_released(cx, &backend, out);
+                        0
+                    });
+                }
+                Message::SessionLost(session, backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_session_lost(cx, session.as_str(), &backend, out);
+                        0
+                    });
+                }
                 Message::Drain => {
                     self.step(now, snapshot, task, &[], |mux, _, _| {
                         mux.handle_drain();
@@ -571,7 +608,8 @@ impl Driver {
                 Done::Connected(slot, Err(_)) => {
                     self.upstream_ended(now, snapshot, task, slot, "connect failed");
                 }
-                Done::Located(ticket, attaches, outcome, session) => {
+                Done::Located(ticket, attaches, found, session) => {
+                    let Found { outcome, permit } = found;
                     if self.mux.is_closed() {
                         if let (true, Ok(_), Some(session)) = (attaches, &outcome, session) {
                             self.shared
@@ -580,6 +618,9 @@ impl Driver {
                                 .release(now, session.as_str(), self.id);
                         }
                         continue;
+                    }
+                    if let (Some(permit), Some(session)) = (permit, session) {
+                        self.permits.insert(session, permit);
                     }
                     self.step(now, snapshot, task, &[], |mux, cx, out| {
                         mux.handle_located(cx, ticket, outcome, out);

@@ -16,7 +16,7 @@ use ahash::RandomState;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 
-use crate::core::id::{BackendName, ConnectionId};
+use crate::core::id::{BackendName, ConnectionId, SessionId};
 
 /// Lifecycle notifications that wait for one slow client.
 const MAILBOX: usize = 1024;
@@ -35,6 +35,12 @@ pub enum Message {
     },
     /// This backend says nothing any more, and is not counted on.
     BackendSilent(BackendName),
+    /// It is counted on again.
+    BackendBack(BackendName),
+    /// It is given up: what it has open is opened elsewhere.
+    BackendReleased(BackendName),
+    /// This backend has closed the session in silence.
+    SessionLost(SessionId, BackendName),
     /// No new work; close when nothing runs.
     Drain,
     /// End now, honestly.

@@ -1,18 +1,23 @@
 //! Carries out `core::locate`: looks into the directory, asks backends, claims.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 
 use super::{
     Rules, Shared,
+    pacer::Permit,
     port::{Answer, Boxed},
 };
 use crate::core::{
     directory::Claim,
     event::PlacementReason,
     id::{BackendName, ConnectionId, SessionId},
-    locate::{self, Destination, Findings, Purpose, Refusal, Step},
+    locate::{self, Destination, Findings, Purpose, Refusal, Return, Step},
     mux::{Locate, Located},
     reply::{self, ProxyError},
     snapshot::{AdminState, Backend, Health, Snapshot},
@@ -21,11 +26,33 @@ use crate::core::{
 /// The answer to a [`Locate`].
 pub(super) type Outcome = Result<Located, ProxyError>;
 
+/// An answer that took time.
+pub(super) struct Found {
+    pub(super) outcome: Outcome,
+    /// To be held until the session is open again.
+    pub(super) permit: Option<Permit>,
+}
+
+impl From<Outcome> for Found {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            permit: None,
+        }
+    }
+}
+
 /// Either the answer at once, or a future that asks for it.
 pub(super) enum Locating {
     Done(Outcome),
-    Asking(Boxed<Outcome>),
+    Asking(Boxed<Found>),
 }
+
+/// A backend that did not answer is asked again after this long, unless the pool changes before.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a client waits for those that had the session before it to have it again.
+const ORDER_WAIT: Duration = Duration::from_secs(2);
 
 /// Starts to locate.
 pub(super) fn locate(
@@ -46,18 +73,23 @@ pub(super) fn locate(
         purpose: question.purpose,
         avoid: question.avoid.clone(),
     };
+    if question.purpose == Purpose::Reopen {
+        return Locating::Asking(Box::pin(search.reopen()));
+    }
     match search.first(&snapshot) {
-        Ok(outcome) => Locating::Done(outcome),
-        Err(step) => Locating::Asking(Box::pin(search.run(step))),
+        Ok(step) => Locating::Asking(Box::pin(search.run(step))),
+        Err(outcome) => Locating::Done(outcome),
     }
 }
 
 /// What a search that takes time does next.
 enum Next {
+    /// Goes there.
+    Claim(Destination),
     /// Asks these backends.
     Ask(Vec<BackendName>),
-    /// Waits for a backend that has just joined to be known; `why` is said if that takes too long.
-    Wait { joining: BackendName, why: Refusal },
+    /// Waits for this backend; `why` is said if that takes too long.
+    Wait { away: BackendName, why: Refusal },
 }
 
 /// The search for one session.
@@ -71,39 +103,132 @@ struct Search {
 }
 
 impl Search {
-    /// What can be said at once, or what to do about it.
-    fn first(&self, snapshot: &Snapshot) -> Result<Outcome, Next> {
+    /// What can be said at once, else what to do about it.
+    fn first(&self, snapshot: &Snapshot) -> Result<Next, Outcome> {
         let known = self.shared.store.known(self.session.as_str());
-        match locate::first(&known, snapshot) {
+        match locate::first(self.purpose, &known, snapshot) {
             Step::Refuse(why) => self.refuse_or_wait(snapshot, why),
-            Step::Go(destination) if self.purpose != Purpose::Delete => Ok(self.claim(destination)),
-            Step::Go(destination) => Err(Next::Ask(vec![destination.backend])),
-            Step::Ask(backends) => Err(Next::Ask(backends)),
+            Step::Go(destination) if self.purpose == Purpose::Delete => {
+                Ok(Next::Ask(vec![destination.backend]))
+            }
+            Step::Go(destination) if self.purpose.attaches() => Ok(Next::Claim(destination)),
+            Step::Go(destination) => Err(Ok(located(destination))),
+            Step::Ask(backends) => Ok(Next::Ask(backends)),
         }
     }
 
-    async fn run(self, first: Next) -> Outcome {
-        let deadline = tokio::time::Instant::now() + self.rules.aggregate_timeout;
+    async fn run(self, first: Next) -> Found {
+        let start = tokio::time::Instant::now();
         let mut next = first;
         loop {
             let decided = match next {
+                Next::Claim(destination) => Err(self.claim(destination).await),
                 Next::Ask(backends) => self.ask_and_decide(&backends).await,
-                Next::Wait { joining, why } => {
-                    let known = self.is_known(&joining);
-                    if tokio::time::timeout_at(deadline, known).await.is_err() {
-                        return Err(refused(Some(&self.session), why));
+                Next::Wait { away, why } => {
+                    let deadline = start + self.patience(&away);
+                    let more = self.news_of(&away);
+                    if tokio::time::timeout_at(deadline, more).await.is_err() {
+                        return Found::from(Err(refused(Some(&self.session), why)));
                     }
                     self.first(&candidates(&self.shared, self.purpose, &self.avoid))
                 }
             };
             next = match decided {
-                Ok(outcome) => return outcome,
-                Err(next) => next,
+                Ok(next) => next,
+                Err(outcome) => return Found::from(outcome),
             };
         }
     }
 
-    async fn ask_and_decide(&self, backends: &[BackendName]) -> Result<Outcome, Next> {
+    /// Opens the session again for a client that has lost it: waits as long as it takes.
+    async fn reopen(self) -> Found {
+        let mut late = None;
+        loop {
+            // Before looking, so that no change is missed.
+            let mut changes = self.shared.store.changes();
+            let snapshot = self.shared.pool.snapshot();
+            let known = self.shared.store.known(self.session.as_str());
+            if known.deleted {
+                let error = ProxyError::session_not_found("session.resume", self.session.as_str());
+                return Found::from(Err(error));
+            }
+            let decision = locate::reopen(&known, &snapshot);
+            let pool_changes = self.shared.pool.changed(snapshot.generation);
+            let is_next = || {
+                let directory = self.shared.store.lock();
+                directory.is_next(self.session.as_str(), self.connection)
+            };
+            match &decision {
+                Return::At(_) | Return::Move { .. } if !is_next() => {
+                    let now = tokio::time::Instant::now();
+                    let late = *late.get_or_insert(now + ORDER_WAIT);
+                    if now < late {
+                        let change = changes.changed();
+                        let _late = tokio::time::timeout_at(late, change).await;
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            match decision {
+                Return::At(owner) => {
+                    let timeout = self.rules.aggregate_timeout;
+                    let ping = self.shared.pool.ask(&owner, "ping", "{}".into(), timeout);
+                    if !matches!(ping.await, Answer::Result(_) | Answer::Error(_)) {
+                        let _quiet = tokio::time::timeout(ASK_AGAIN, pool_changes).await;
+                        continue;
+                    }
+                    let permit = self.shared.pacer.admit(&owner).await;
+                    let destination = Destination {
+                        backend: owner,
+                        reason: PlacementReason::Owner,
+                        has_history: false,
+                    };
+                    let outcome = self.claim(destination).await;
+                    return Found { outcome, permit };
+                }
+                Return::Move { from } => {
+                    let others =
+                        candidates(&self.shared, self.purpose, std::slice::from_ref(&from));
+                    let key = self.rules.key_of(self.session.as_str());
+                    let placed = self.shared.store.place(self.rules.policy, key, &others);
+                    let Some((to, reason)) = placed else {
+                        pool_changes.await;
+                        continue;
+                    };
+                    let (session, store) = (&self.session, &self.shared.store);
+                    if store.reown(session, &from, &to, self.connection).await == Claim::Granted {
+                        let permit = self.shared.pacer.admit(&to).await;
+                        let found = Located {
+                            backend: to,
+                            reason,
+                            has_history: false,
+                        };
+                        return Found {
+                            outcome: Ok(found),
+                            permit,
+                        };
+                    }
+                }
+                Return::AwaitBackend(_) => pool_changes.await,
+                Return::AwaitHolders => {
+                    let change = changes.changed();
+                    let _late = tokio::time::timeout(ASK_AGAIN, change).await;
+                }
+                Return::Search => {
+                    let search = Self {
+                        purpose: Purpose::Resume,
+                        ..self
+                    };
+                    let usable = snapshot.backends.iter().filter(|b| b.is_usable());
+                    let all = usable.map(|b| b.name.clone()).collect();
+                    return search.run(Next::Ask(all)).await;
+                }
+            }
+        }
+    }
+
+    async fn ask_and_decide(&self, backends: &[BackendName]) -> Result<Next, Outcome> {
         let (shared, session) = (&self.shared, &self.session);
         let mut findings = ask(shared, &self.rules, session, backends).await;
         if self.purpose == Purpose::Delete && findings.open_at.is_none() {
@@ -140,72 +265,110 @@ impl Search {
             _ => locate::decide(self.purpose, session, &known, &snapshot, &findings, place),
         };
         match destination {
-            Ok(destination) => Ok(self.claim(destination)),
+            Ok(destination) if self.purpose.attaches() => Ok(Next::Claim(destination)),
+            Ok(destination) => {
+                if destination.has_history {
+                    let backend = &destination.backend;
+                    let mut directory = shared.store.lock();
+                    directory.learn_history(Instant::now(), session, backend);
+                }
+                Err(Ok(located(destination)))
+            }
             Err(why) => self.refuse_or_wait(&snapshot, why),
         }
     }
 
     /// A backend that joins is known within milliseconds, so what only it can tell is worth a
-    /// wait: a reload must not fail calls. One that is known to be away is not waited for.
-    fn refuse_or_wait(&self, snapshot: &Snapshot, why: Refusal) -> Result<Outcome, Next> {
-        let needed = match &why {
-            Refusal::DiskUnread(name) | Refusal::OwnerAway(name) | Refusal::HomeAway(name) => {
-                Some(name.clone())
-            }
-            Refusal::Silent(_)
+    /// wait: a reload must not fail calls. The one that has the session, or its disk, is waited
+    /// for, too: it may be restarting, or its sessions about to be moved.
+    fn refuse_or_wait(&self, snapshot: &Snapshot, why: Refusal) -> Result<Next, Outcome> {
+        let is_joining = |name: &BackendName| snapshot.get(name).is_some_and(is_joining);
+        let away = match &why {
+            Refusal::DiskUnread(name) if is_joining(name) => Some(name.clone()),
+            Refusal::OwnerAway(name) | Refusal::HomeAway(name) => Some(name.clone()),
+            Refusal::DiskUnread(_)
+            | Refusal::Silent(_)
             | Refusal::Unreachable(_)
             | Refusal::Unprepared(_)
             | Refusal::NoBackend => None,
         };
-        match needed.filter(|name| snapshot.get(name).is_some_and(is_joining)) {
-            Some(joining) => Err(Next::Wait { joining, why }),
-            None => Ok(Err(refused(Some(&self.session), why))),
+        match away {
+            Some(away) => Ok(Next::Wait { away, why }),
+            None => Err(Err(refused(Some(&self.session), why))),
         }
     }
 
-    /// Returns once more is known of a backend that joins.
-    async fn is_known(&self, joining: &BackendName) {
-        loop {
-            let snapshot = self.shared.pool.snapshot();
-            if !snapshot.get(joining).is_some_and(is_joining) {
-                return;
+    /// How long this backend is waited for, from the start of the search.
+    fn patience(&self, away: &BackendName) -> Duration {
+        let snapshot = self.shared.pool.snapshot();
+        if snapshot.get(away).is_some_and(is_joining) {
+            self.rules.aggregate_timeout.max(self.rules.mux.home_wait)
+        } else {
+            self.rules.mux.home_wait
+        }
+    }
+
+    /// Returns once there is news of this backend, or of who has what open.
+    async fn news_of(&self, away: &BackendName) {
+        let mut changes = self.shared.store.changes();
+        let facts = |snapshot: &Snapshot| {
+            let backend = snapshot.get(away)?;
+            Some((
+                backend.health,
+                backend.admin,
+                backend.removed,
+                backend.released,
+                backend.disk_read,
+            ))
+        };
+        let mut snapshot = self.shared.pool.snapshot();
+        let before = facts(&snapshot);
+        while facts(&snapshot) == before {
+            tokio::select! {
+                () = self.shared.pool.changed(snapshot.generation) => {}
+                _ = changes.changed() => return,
             }
-            self.shared.pool.changed(snapshot.generation).await;
+            snapshot = self.shared.pool.snapshot();
         }
     }
 
     /// Counts this connection at the destination, or where somebody else was faster.
-    fn claim(&self, destination: Destination) -> Outcome {
+    async fn claim(&self, destination: Destination) -> Outcome {
         let (shared, session) = (&self.shared, &self.session);
-        if self.purpose.attaches()
-            && destination.reason != PlacementReason::Owner
+        if destination.reason != PlacementReason::Owner
             && shared.providers.awaits(&destination.backend)
         {
             // Its home, say. Opened now, it would bypass the provider.
             let why = Refusal::Unprepared(destination.backend);
             return Err(refused(Some(session), why));
         }
-        let Destination {
-            mut backend,
-            mut reason,
-            has_history,
-        } = destination;
-        let now = Instant::now();
-        let mut directory = shared.store.lock();
-        if has_history {
-            directory.learn_history(now, session, &backend);
+        let mut found = located(destination);
+        if found.has_history {
+            let mut directory = shared.store.lock();
+            directory.learn_history(Instant::now(), session, &found.backend);
         }
-        if self.purpose.attaches()
-            && let Claim::OwnedBy(owner) = directory.claim(now, session, &backend, self.connection)
-        {
-            backend = owner;
-            reason = PlacementReason::Owner;
+        let claim = shared
+            .store
+            .claim(session, &found.backend, self.connection)
+            .await;
+        if let Claim::OwnedBy(owner) = claim {
+            found.backend = owner;
+            found.reason = PlacementReason::Owner;
         }
-        Ok(Located {
-            backend,
-            reason,
-            has_history,
-        })
+        Ok(found)
+    }
+}
+
+fn located(destination: Destination) -> Located {
+    let Destination {
+        backend,
+        reason,
+        has_history,
+    } = destination;
+    Located {
+        backend,
+        reason,
+        has_history,
     }
 }
 
@@ -221,7 +384,9 @@ fn is_joining(backend: &Backend) -> bool {
 fn candidates(shared: &Shared, purpose: Purpose, avoid: &[BackendName]) -> Arc<Snapshot> {
     let snapshot = without(&shared.pool.snapshot(), avoid);
     let unprepared = match purpose {
-        Purpose::Create | Purpose::Resume => shared.providers.unprepared(&snapshot),
+        Purpose::Create | Purpose::Resume | Purpose::Reopen => {
+            shared.providers.unprepared(&snapshot)
+        }
         Purpose::Use | Purpose::Delete => Vec::new(),
     };
     if unprepared.is_empty() {

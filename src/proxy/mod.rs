@@ -7,6 +7,7 @@ pub mod hub;
 pub mod listener;
 mod locator;
 mod outbuf;
+mod pacer;
 pub mod port;
 pub mod providers;
 mod readbuf;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use self::{hub::Hub, port::Pool, providers::Providers};
+pub use self::{hub::Hub, pacer::Pacer, port::Pool, providers::Providers};
 use crate::{
     core::{balance::Policy, locate, mux::Settings},
     observe::Observer,
@@ -40,6 +41,8 @@ pub struct Shared {
     pub rules: Arc<ArcSwap<Rules>>,
     /// Who is the process-wide provider of the pool.
     pub providers: Providers,
+    /// How many sessions a backend opens again at a time.
+    pub pacer: Pacer,
 }
 
 /// The part of the configuration that the data plane obeys. Replaced whole by a reload.

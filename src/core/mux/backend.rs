@@ -8,7 +8,9 @@ use super::{
     calls::{Call, Place},
     client::{Frame, swap_id},
     outbox::{Dest, Outbox},
+    own::OwnAnswer,
     place::write_frame,
+    reopen::RetriedCall,
     turn::frame,
     upstream::{Phase, SlotId, Waiting},
 };
@@ -18,6 +20,7 @@ use crate::core::{
     frame::Cut,
     id::SessionId,
     idmap::RequestId,
+    replay::Effect,
     reply::{self, LostBy, ProxyError},
     route::{BackendClass, Class, classify_backend},
     scan::{self, Head, Kind},
@@ -53,8 +56,8 @@ impl Mux {
         out: &mut Outbox,
     ) -> usize {
         let mut done = 0;
-        if let Some(upstream) = self.upstreams.get_mut(slot) {
-            upstream.silent_since = None;
+        if self.upstreams.get(slot).is_some_and(|u| u.silent) {
+            self.speaks(cx, slot, out);
         }
         while let Some(upstream) = self.upstreams.get_mut(slot) {
             match upstream.cutter.cut(&input[done..]) {
@@ -355,7 +358,7 @@ impl Mux {
     }
 
     /// Whether the client shall have it.
-    fn handle_backend_answer(
+    pub(super) fn handle_backend_answer(
         &mut self,
         cx: &Context<'_>,
         slot: SlotId,
@@ -372,7 +375,21 @@ impl Mux {
             return false;
         }
         if self.calls.get(&id).and_then(Call::at) != Some(slot) {
+            if let Some(own) = self.take_own(slot, &id) {
+                let session = self.entries.get(own.key).map(|entry| entry.id.clone());
+                let not_found = !succeeded && is_not_found(head, body, session.as_ref());
+                let answer = OwnAnswer {
+                    succeeded,
+                    not_found,
+                    result: head.result.map(|r| r.of(body)).unwrap_or_default(),
+                };
+                self.handle_own_answer(cx, &own, &answer, out);
+                return false;
+            }
             self.violated(cx, slot, "answered a call that it was not asked", out);
+            return false;
+        }
+        if succeeded && self.withhold(cx, slot, &id, body, out) {
             return false;
         }
         let Some(mut call) = self.take_call(cx, &id) else {
@@ -382,8 +399,18 @@ impl Mux {
         if let Some(original) = call.fallback.take_if(|_| not_found) {
             // Nothing to resume after all: the create goes out as the client wrote it.
             call.place = Place::Held;
+            self.held_bytes += call.kept_bytes();
             self.calls.insert(id.clone(), call);
             self.forward(cx, slot, Some(id), Frame::Kept(original.into_vec()), out);
+            return false;
+        }
+        let retried = not_found
+            .then(|| self.retry_not_found(cx, slot, &id, &mut call, out))
+            .flatten();
+        if retried == Some(RetriedCall::Held) {
+            call.place = Place::Held;
+            self.held_bytes += call.kept_bytes();
+            self.calls.insert(id, call);
             return false;
         }
         let outcome = if succeeded {
@@ -393,8 +420,8 @@ impl Mux {
         };
         self.call_ended(cx, &call, outcome);
         if succeeded {
-            self.succeeded(cx, slot, &call, head, body);
-        } else if not_found && !call.attaches() {
+            self.succeeded(cx, slot, &call, head, body, out);
+        } else if not_found && !call.attaches() && retried.is_none() {
             self.lost_sight(cx, slot, &call, out);
         }
         let opened = succeeded && !(call.class == Class::Open && says_not_found(head, body));
@@ -407,7 +434,15 @@ impl Mux {
     }
 
     /// What the success of a call changes.
-    fn succeeded(&mut self, cx: &Context<'_>, slot: SlotId, call: &Call, head: &Head, body: &[u8]) {
+    fn succeeded(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        call: &Call,
+        head: &Head,
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
         let Some(upstream) = self.upstreams.get(slot) else {
             return;
         };
@@ -419,7 +454,8 @@ impl Mux {
                         session: session.clone(),
                         backend,
                     });
-                    self.adopt(cx, slot, session);
+                    let key = self.adopt(cx, slot, session);
+                    self.keep_params(key, call);
                 }
             }
             (Class::Fork, Some(_)) => {
@@ -444,18 +480,28 @@ impl Mux {
                 let deleted = Output::Deleted(session.clone());
                 self.closed(cx, self.key_of(call), deleted);
             }
+            (Class::Session, Some(_)) if call.effect != Effect::Kept => {
+                if let Some(key) = self.key_at(call, slot) {
+                    let answer = OwnAnswer {
+                        succeeded: !says_failure(head, body),
+                        not_found: false,
+                        result: head.result.map(|r| r.of(body)).unwrap_or_default(),
+                    };
+                    self.note_effect(cx, key, call, &answer, out);
+                }
+            }
             _ => {}
         }
     }
 
     /// A session whose id the backend chose: this connection is attached to it.
-    fn adopt(&mut self, cx: &Context<'_>, slot: SlotId, session: SessionId) {
+    fn adopt(&mut self, cx: &Context<'_>, slot: SlotId, session: SessionId) -> usize {
         let key = match self.by_session.get(&session) {
             Some(key) => *key,
             None => self.new_entry(session),
         };
         if self.entries[key].is_here() {
-            return;
+            return key;
         }
         self.change_entry(cx.now, key, |entry| {
             entry.slot = Some(slot);
@@ -463,12 +509,19 @@ impl Mux {
             entry.attachments += 1;
         });
         self.claim(key);
+        let session = self.entries[key].id.clone();
+        self.outputs.push_back(Output::Attached(session));
+        key
     }
 
     /// This connection no longer hears the session.
     fn detached(&mut self, cx: &Context<'_>, key: usize) {
         self.end_turn(cx, key, TurnOutcome::Lost, ClosedBy::Client);
-        self.change_entry(cx.now, key, |entry| entry.attached = false);
+        self.change_entry(cx.now, key, |entry| {
+            entry.attached = false;
+            entry.kept = None;
+            entry.asked.clear();
+        });
     }
 
     /// The session is closed for everybody, so the directory, told by `news`, counts nobody. If this
@@ -555,6 +608,12 @@ fn is_not_found(head: &Head, body: &[u8], session: Option<&SessionId>) -> bool {
 fn says_success(head: &Head, body: &[u8]) -> bool {
     head.result
         .is_some_and(|r| memchr::memmem::find(r.of(body), br#""success":true"#).is_some())
+}
+
+/// `{"success":false}` as a whole result.
+fn says_failure(head: &Head, body: &[u8]) -> bool {
+    head.result
+        .is_some_and(|r| memchr::memmem::find(r.of(body), br#""success":false"#).is_some())
 }
 
 /// `sessions.open` answers an unknown session with a status instead of an error.

@@ -8,6 +8,7 @@ use crate::core::{
     id::{BackendName, SessionId},
     idmap::RequestId,
     locate::Purpose,
+    replay::{Effect, effect_of},
     reply::ProxyError,
     route::{self, Class},
 };
@@ -67,6 +68,14 @@ pub(super) struct Call {
     pub(super) fallback: Option<Box<[u8]>>,
     /// Backends that it set out for and that turned out to be unreachable.
     pub(super) avoided: Vec<BackendName>,
+    /// What becomes of its effect when its session is opened again.
+    pub(super) effect: Effect,
+    /// Its body, where it may be needed once more.
+    pub(super) copy: Option<Box<[u8]>>,
+    /// It was sent once more already.
+    pub(super) repeated: bool,
+    /// The backend's answer, until what it acknowledges is on disk.
+    pub(super) withheld: Option<Box<[u8]>>,
     /// [`Entry::attachments`](super::session::Entry) as it was when the call was dispatched; none
     /// if this connection was not attached then.
     pub(super) attachment: Option<u32>,
@@ -79,6 +88,12 @@ impl Call {
         } else {
             None
         }
+    }
+
+    /// Bytes of bodies that are kept for it.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let bodies = [&self.fallback, &self.copy, &self.withheld];
+        bodies.into_iter().flatten().map(|body| body.len()).sum()
     }
 
     /// Whether its success attaches this connection to its session.
@@ -127,6 +142,14 @@ impl Mux {
             since: now,
             fallback: None,
             avoided: Vec::new(),
+            effect: if class == Class::Session {
+                effect_of(method)
+            } else {
+                Effect::Kept
+            },
+            copy: None,
+            repeated: false,
+            withheld: None,
             attachment: None,
         }
     }
@@ -150,7 +173,7 @@ impl Mux {
 
     /// What a call that has just left the table counted for is given back.
     pub(super) fn settle(&mut self, cx: &Context<'_>, call: &Call) {
-        self.held_bytes -= call.fallback.as_ref().map_or(0, |body| body.len());
+        self.held_bytes -= call.kept_bytes();
         if let Some(upstream) = call.at().and_then(|slot| self.upstreams.get_mut(slot)) {
             upstream.calls -= 1;
             upstream.note_idle(cx.now);
@@ -219,7 +242,10 @@ impl Mux {
                 }
             });
             if succeeded {
+                self.keep_params(key, call);
                 self.claim(key);
+                let session = self.entries[key].id.clone();
+                self.outputs.push_back(Output::Attached(session));
             }
         }
         self.pass_next_send(cx, key, out);

@@ -182,7 +182,10 @@ impl Mux {
         // These are answered at once.
         let waits = !matches!(class, Class::Ping | Class::Connect);
 
-        let refusal = if self.calls.contains(&call) || self.upstreams.owe(&call) {
+        let taken = self.calls.contains(&call)
+            || self.upstreams.owe(&call)
+            || self.own.iter().any(|own| own.id == call);
+        let refusal = if taken {
             Some(ProxyError::duplicate_id(token))
         } else if waits && self.calls.len() + self.upstreams.given_up() >= cx.settings.calls {
             self.limit_hit("limits.calls_per_connection");
@@ -469,13 +472,14 @@ impl Mux {
                     self.held_bytes -= held.body.len();
                 }
             }
+            self.note_waiting(key);
         }
         let unplaced = self
             .questions
             .iter()
             .find_map(|(ticket, question)| match question {
                 Question::Call(held) if held.call == *id => Some((*ticket, held.body.len())),
-                Question::Call(_) | Question::Session(_) => None,
+                Question::Call(_) | Question::Session(_) | Question::Reopen(_) => None,
             });
         if let Some((ticket, size)) = unplaced {
             self.questions.remove(&ticket);

@@ -130,6 +130,8 @@ impl Mux {
         }
         self.by_session.clear();
         self.claimed = 0;
+        self.waiting = 0;
+        self.own.clear();
         for slot in self.upstreams.ids() {
             self.part_with(slot);
         }
@@ -194,26 +196,26 @@ impl Mux {
         else {
             return;
         };
-        upstream.silent_since = Some(cx.snapshot.generation);
+        upstream.silent = true;
         // First, so that an answered send does not let the next one out.
         for key in self.keys() {
-            let Some(entry) = self.entries.get_mut(key).filter(|e| e.slot == Some(slot)) else {
+            let Some(entry) = self.entries.get_mut(key) else {
                 continue;
             };
-            let error = ProxyError::NotLocated {
-                session: Some(entry.id.clone()),
-                why: Refusal::OwnerAway(backend.clone()),
-            };
+            if entry.slot != Some(slot) || entry.reopening.is_some() {
+                continue;
+            }
             let sends = std::mem::take(&mut entry.sends);
-            self.held_bytes -= sends.iter().map(|held| held.body.len()).sum::<usize>();
-            for held in sends {
-                self.fail(cx, &held.call, &error, out);
-            }
+            let held = std::mem::replace(&mut entry.held, sends);
+            entry.held.extend(held);
+            self.note_waiting(key);
         }
-        for (id, call) in self.drain_calls(|call| call.at() == Some(slot)) {
-            if let Some(upstream) = self.upstreams.get_mut(slot) {
-                upstream.given_up.insert(id.clone());
-            }
+        let unanswered = self.drain_calls(|call| call.at() == Some(slot));
+        let owed = unanswered.iter().filter(|(_, c)| c.withheld.is_none());
+        if let Some(upstream) = self.upstreams.get_mut(slot) {
+            upstream.given_up.extend(owed.map(|(id, _)| id.clone()));
+        }
+        for (id, call) in self.hold_answers(cx, unanswered) {
             let method = call.method.as_str().to_owned();
             let error = ProxyError::BackendLost {
                 backend: backend.clone(),
@@ -260,6 +262,7 @@ impl Mux {
                 what,
             });
         }
+        self.own.retain(|own| own.slot != slot);
         let reached = upstream.phase == Phase::Ready;
         if !reached {
             self.outputs.push_back(Output::Unreachable {
@@ -282,15 +285,16 @@ impl Mux {
                 Some(_) => false,
                 None => ours,
             };
+            let reopens = ours && self.may_reopen(key);
+            let mut turn_lost = false;
             if ours {
-                turns += usize::from(entry.turn.as_ref().is_some_and(|turn| turn.confirmed));
-                let cause = LostBy::Backend(backend.clone());
-                self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
+                let turn = entry.turn.as_ref().is_some_and(|turn| turn.confirmed);
+                turn_lost = self.lose_or_keep_turn(cx, key, &backend, out);
+                turns += usize::from(turn && turn_lost);
                 let entry = &mut self.entries[key];
                 entry.slot = None;
                 entry.attached = false;
                 entry.attaching = 0;
-                entry.turn = None;
             }
             if sends_end {
                 self.gates.retain(|(_, k)| *k != key);
@@ -300,7 +304,11 @@ impl Mux {
                 self.held_bytes -= sends.iter().map(|held| held.body.len()).sum::<usize>();
                 unsent.push((entry.id.clone(), sends));
             }
-            if ours {
+            if reopens && reached {
+                self.start_reopening(cx, key, &backend, turn_lost);
+            } else if reopens {
+                self.pause(cx, key, out);
+            } else if ours {
                 self.release(key);
             }
         }
@@ -312,6 +320,7 @@ impl Mux {
             Vec::new()
         };
         let calls = lost.len();
+        let lost = self.hold_answers(cx, lost);
         for (id, call) in lost {
             let method = call.method.as_str().to_owned();
             let error = ProxyError::BackendLost {

@@ -35,7 +35,10 @@ impl Mux {
                 "{id}: attached nowhere"
             );
             assert!(
-                !entry.claimed || entry.is_here() || entry.locating.is_some(),
+                !entry.claimed
+                    || entry.is_here()
+                    || entry.locating.is_some()
+                    || entry.reopening.is_some(),
                 "{id}: claimed for nothing"
             );
             assert!(
@@ -43,7 +46,10 @@ impl Mux {
                 "{id}: attached without a claim"
             );
             assert!(
-                entry.held.is_empty() || entry.locating.is_some(),
+                entry.held.is_empty()
+                    || entry.locating.is_some()
+                    || entry.reopening.is_some()
+                    || self.is_silent_here(key),
                 "{id}: held for nothing"
             );
             assert!(
@@ -51,7 +57,7 @@ impl Mux {
                 "{id}: sends wait for nothing"
             );
             assert!(
-                entry.turn.is_none() || entry.is_here(),
+                entry.turn.is_none() || entry.is_here() || entry.reopening.is_some(),
                 "{id}: a turn out of hearing"
             );
             if let Some(slot) = entry.slot {
@@ -87,11 +93,46 @@ impl Mux {
                 );
             }
         }
+        self.check_reopening();
         let timed = self
             .entries
             .iter()
             .filter(|(_, e)| e.gate.as_ref().is_some_and(|gate| gate.until.is_some()));
         assert_eq!(timed.count(), self.gates.len(), "gates with a time limit");
+    }
+
+    fn check_reopening(&self) {
+        let waits = self.entries.iter().filter(|(_, e)| e.waits).count();
+        assert_eq!(waits, self.waiting, "sessions with a deadline");
+        for (key, entry) in &self.entries {
+            let id = &entry.id;
+            let mine = |own: &&super::own::Own| own.key == key && own.reopens();
+            let own = self.own.iter().filter(mine);
+            let Some(reopening) = &entry.reopening else {
+                assert_eq!(own.count(), 0, "{id}: calls of ours for nothing");
+                assert_eq!(
+                    entry.waits,
+                    entry.locating.is_none() && !entry.held.is_empty(),
+                    "{id}: waits"
+                );
+                continue;
+            };
+            assert!(entry.waits && entry.claimed && entry.kept.is_some(), "{id}");
+            assert!(!entry.attached && entry.locating.is_none(), "{id}: at once");
+            assert!(
+                entry.sends.is_empty() && entry.gate.is_none(),
+                "{id}: sends"
+            );
+            assert_eq!(own.count(), usize::from(reopening.is_calling()), "{id}");
+            assert_eq!(entry.slot.is_some(), reopening.is_calling(), "{id}: slot");
+            if let Some(ticket) = reopening.asks() {
+                let asked = self.questions.get(&ticket);
+                assert!(
+                    matches!(asked, Some(Question::Reopen(k)) if *k == key),
+                    "{id}: asked"
+                );
+            }
+        }
     }
 
     fn check_upstreams(&self) {
@@ -130,7 +171,7 @@ impl Mux {
             .values()
             .filter_map(|question| match question {
                 Question::Call(held) => Some(held),
-                Question::Session(_) => None,
+                Question::Session(_) | Question::Reopen(_) => None,
             });
         let mut bytes = 0;
         let mut count = 0;
@@ -154,8 +195,7 @@ impl Mux {
         bytes += self
             .calls
             .iter()
-            .filter_map(|(_, c)| c.fallback.as_ref())
-            .map(|b| b.len())
+            .map(|(_, c)| c.kept_bytes())
             .sum::<usize>();
         assert_eq!(bytes, self.held_bytes, "bytes held");
     }

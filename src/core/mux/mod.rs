@@ -14,9 +14,13 @@ mod calls;
 mod client;
 mod end;
 mod invariants;
+mod kept;
 mod outbox;
 mod output;
+mod own;
+mod patience;
 mod place;
+mod reopen;
 mod session;
 mod turn;
 mod upstream;
@@ -34,7 +38,7 @@ use std::{
 use ahash::RandomState;
 use slab::Slab;
 
-use self::{calls::Call, place::Question, session::Entry, upstream::Upstreams};
+use self::{calls::Call, own::Own, place::Question, session::Entry, upstream::Upstreams};
 pub use self::{
     client::is_session_id,
     outbox::{Dest, Outbox},
@@ -97,6 +101,11 @@ pub struct Settings {
     pub sessions: usize,
     /// Create on an existing id.
     pub create_existing: CreateExisting,
+    /// Bytes of the call by which a session was opened last that are kept to open it again; beyond
+    /// it, it is not. Zero keeps nothing.
+    pub session_params: usize,
+    /// How long a call waits for a session whose backend is away.
+    pub home_wait: Duration,
 }
 
 /// What a handler may look at besides its own state.
@@ -150,6 +159,11 @@ pub struct Mux {
     claimed: usize,
     /// Gates with a time limit: when, and whose. As many as sessions with such a gate.
     gates: Vec<(Instant, usize)>,
+    /// Calls of our own that a backend owes an answer.
+    own: Vec<Own>,
+    /// Sessions that wait for their backend: being opened again, or with calls held because it is
+    /// silent. Mostly none, so that nobody looks for their deadlines.
+    waiting: usize,
     /// Bytes of all bodies kept here: held, waiting for a handshake, or to fall back on.
     held_bytes: usize,
     next_ticket: u64,
@@ -178,6 +192,8 @@ impl Mux {
             questions: HashMap::default(),
             claimed: 0,
             gates: Vec::new(),
+            own: Vec::new(),
+            waiting: 0,
             held_bytes: 0,
             next_ticket: 0,
             next_serial: 0,
@@ -254,7 +270,13 @@ impl Mux {
                 .chain(u.idle_since.map(|at| at + UPSTREAM_IDLE))
                 .min()
         });
-        partial.into_iter().chain(gates).chain(slots).min()
+        let waits = self.next_patience(settings);
+        partial
+            .into_iter()
+            .chain(gates)
+            .chain(slots)
+            .chain(waits)
+            .min()
     }
 
     fn patience(&self, settings: &Settings) -> Duration {
@@ -284,6 +306,7 @@ impl Mux {
         {
             self.open_gate(cx, key, out);
         }
+        self.lose_patience(cx, out);
         for slot in self.upstreams.ids() {
             let Some(upstream) = self.upstreams.get(slot) else {
                 continue;

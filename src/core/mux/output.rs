@@ -106,6 +106,12 @@ pub enum Output {
     },
     /// This connection is no longer attached to the session.
     Release(SessionId),
+    /// This connection hears the session.
+    Attached(SessionId),
+    /// The upstream connection to the session's owner has ended; the session will be opened again.
+    Lost(SessionId),
+    /// It was, or will not be.
+    Reopened(SessionId),
     /// The session was created by the backend under an id of its own choice: count this
     /// connection as attached there.
     Adopt {
@@ -116,6 +122,14 @@ pub enum Output {
     },
     /// The session is closed for everybody; on this backend only, if one is named.
     Closed {
+        #[allow(missing_docs)]
+        session: SessionId,
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// This backend has closed the session, not for a client: it is gone for every connection that
+    /// was attached there.
+    ClosedByBackend {
         #[allow(missing_docs)]
         session: SessionId,
         #[allow(missing_docs)]

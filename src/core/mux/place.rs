@@ -17,7 +17,8 @@ use crate::core::{
     frame::{FrameLimits, is_plain_header},
     id::{BackendName, SessionId},
     idmap::RequestId,
-    locate::{Purpose, Refusal},
+    locate::Purpose,
+    replay::Effect,
     reply::{LostBy, ProxyError},
     route::{Class, SendKind},
     scan::{self, Head},
@@ -28,6 +29,8 @@ use crate::core::{
 pub(super) enum Question {
     /// The requests held by this session.
     Session(usize),
+    /// The session itself, to be opened again.
+    Reopen(usize),
     /// One request without a session.
     Call(Held),
 }
@@ -103,12 +106,10 @@ impl Mux {
         let entry = &self.entries[key];
         record.session = Some(entry.id.clone());
         self.calls.insert(id.clone(), record);
-        let direct = entry.locating.is_none() && purpose == Purpose::Use;
-        if let (true, Some(slot)) = (direct, entry.here_at()) {
-            if let Some(error) = self.silence(cx, slot, &entry.id) {
-                self.fail(cx, &id, &error, out);
-                return;
-            }
+        let direct =
+            entry.locating.is_none() && entry.reopening.is_none() && purpose == Purpose::Use;
+        let slot = entry.here_at().filter(|_| direct);
+        if let Some(slot) = slot.filter(|_| !self.is_silent_here(key)) {
             self.dispatch(cx, key, slot, (id, cx.now), head, frame, false, out);
         } else if !self.may_hold(frame.body().len(), cx.settings) {
             let error = self.too_much_held(cx.settings);
@@ -124,22 +125,6 @@ impl Mux {
             self.entries[key].held.push_back(held);
             self.locate(key);
         }
-    }
-
-    /// What a call is told whose session is attached at a backend that says nothing: better than to
-    /// wait for an answer that may never come.
-    fn silence(&self, cx: &Context<'_>, slot: SlotId, session: &SessionId) -> Option<ProxyError> {
-        let upstream = self.upstreams.get(slot)?;
-        let since = upstream.silent_since?;
-        let back = cx.snapshot.generation > since
-            && cx
-                .snapshot
-                .get(&upstream.backend)
-                .is_some_and(|b| b.is_usable());
-        (!back).then(|| ProxyError::NotLocated {
-            session: Some(session.clone()),
-            why: Refusal::OwnerAway(upstream.backend.clone()),
-        })
     }
 
     /// Whether one more session may be attached by this connection.
@@ -178,13 +163,18 @@ impl Mux {
         self.locate(key);
     }
 
-    /// Asks where the session is, for the first request held, unless the question is out.
+    /// Asks where the session is, for the first request held, unless the question is out, or the
+    /// answer is known and has to be waited for.
     fn locate(&mut self, key: usize) {
         let entry = &self.entries[key];
         let (None, Some(first)) = (entry.locating, entry.held.front()) else {
             return;
         };
         let purpose = first.purpose;
+        if entry.reopening.is_some() || purpose == Purpose::Use && self.is_silent_here(key) {
+            self.note_waiting(key);
+            return;
+        }
         let avoid = self
             .calls
             .get(&first.call)
@@ -193,6 +183,8 @@ impl Mux {
         let ticket = self.ticket();
         let entry = &mut self.entries[key];
         entry.locating = Some((ticket, purpose));
+        self.note_waiting(key);
+        let entry = &self.entries[key];
         let session = Some(entry.id.clone());
         self.questions.insert(ticket, Question::Session(key));
         self.outputs.push_back(Output::Locate(Locate {
@@ -219,11 +211,20 @@ impl Mux {
                 match answer {
                     Ok(located) => {
                         let slot = self.slot_for(cx, &located.backend);
+                        let limit = cx.settings.session_params;
+                        if let Some(call) = self.calls.get_mut(&held.call)
+                            && call.class == Class::Create
+                            && held.body.len() <= limit
+                        {
+                            call.copy = Some(held.body.as_slice().into());
+                            self.held_bytes += held.body.len();
+                        }
                         self.forward(cx, slot, Some(held.call), Frame::Kept(held.body), out);
                     }
                     Err(error) => self.fail(cx, &held.call, &error, out),
                 }
             }
+            Some(Question::Reopen(key)) => self.reopen_located(cx, key, answer, out),
             Some(Question::Session(key)) => {
                 let Some((_, purpose)) = self.entries[key].locating.take() else {
                     return;
@@ -316,7 +317,7 @@ impl Mux {
 
     /// Sends on what was held for this session, up to the first request that needs more than the
     /// answered question gives.
-    fn release_held(
+    pub(super) fn release_held(
         &mut self,
         cx: &Context<'_>,
         key: usize,
@@ -326,12 +327,12 @@ impl Mux {
         out: &mut Outbox,
     ) {
         while let Some(entry) = self.entries.get_mut(key) {
-            let Some(next) = entry.held.front() else {
+            let Some(next) = entry.held.front().filter(|_| entry.reopening.is_none()) else {
                 break;
             };
             let enough = match next.purpose {
                 Purpose::Use => true,
-                Purpose::Create | Purpose::Resume => asked_for.attaches(),
+                Purpose::Create | Purpose::Resume | Purpose::Reopen => asked_for.attaches(),
                 Purpose::Delete => asked_for == Purpose::Delete,
             };
             if !enough {
@@ -373,6 +374,13 @@ impl Mux {
         has_history: bool,
         out: &mut Outbox,
     ) {
+        let names_interest = |call: &Call| call.effect == Effect::Disinterest;
+        if self.calls.get(&id).is_some_and(names_interest)
+            && let Some(body) = self.name_interest(key, frame.body())
+        {
+            frame = Frame::Kept(body);
+        }
+        self.keep_copy(cx, key, &id, frame.body());
         let Some(call) = self.calls.get_mut(&id) else {
             return;
         };
@@ -420,7 +428,7 @@ impl Mux {
     }
 
     /// The upstream connection to `backend`: the one there is, or a new one.
-    fn slot_for(&mut self, cx: &Context<'_>, backend: &BackendName) -> SlotId {
+    pub(super) fn slot_for(&mut self, cx: &Context<'_>, backend: &BackendName) -> SlotId {
         if let Some(slot) = self.upstreams.find(backend) {
             return slot;
         }
@@ -549,14 +557,17 @@ impl Mux {
 
     /// Gives back the claim of an entry that needs none, and drops one that nothing needs.
     pub(super) fn settle_entry(&mut self, key: usize) {
+        self.note_waiting(key);
         let Some(entry) = self.entries.get(key) else {
             return;
         };
-        if entry.claimed && !entry.is_here() && entry.locating.is_none() && entry.held.is_empty() {
+        let waited_for = entry.locating.is_some() || entry.reopening.is_some();
+        if entry.claimed && !entry.is_here() && !waited_for && entry.held.is_empty() {
             self.release(key);
         }
         if self.entries[key].is_spent() {
             let entry = self.entries.remove(key);
+            self.waiting -= usize::from(entry.waits);
             self.by_session.remove(&entry.id);
         }
     }

@@ -5,8 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::upstream::SlotId;
-use crate::core::{event::TurnOutcome, id::SessionId, idmap::RequestId, locate::Purpose};
+use super::{kept::Kept, reopen::Reopening, upstream::SlotId};
+use crate::core::{
+    event::TurnOutcome,
+    id::{BackendName, SessionId},
+    idmap::RequestId,
+    locate::Purpose,
+};
 
 /// A send behind one that answers only at its turn's end waits at most this long (DESIGN §3:
 /// else steering would wait for the turn that it wants to steer).
@@ -55,6 +60,8 @@ pub(super) struct Turn {
     /// Message ids of sends that were acknowledged, but not seen as `user.message` yet.
     pub(super) unseen: Vec<String>,
     pub(super) trace_id: Option<String>,
+    /// It has outlived this backend, since it waited for the client alone.
+    pub(super) survived: Option<BackendName>,
 }
 
 impl Turn {
@@ -69,6 +76,7 @@ impl Turn {
             failed: false,
             unseen: Vec::new(),
             trace_id: None,
+            survived: None,
         }
     }
 
@@ -107,6 +115,16 @@ pub(super) struct Entry {
     /// Message id of the last `user.message`: its acknowledgement may come after it, even after
     /// the whole turn.
     pub(super) shown: Option<String>,
+    /// What it takes to open the session again; none if that cannot be.
+    pub(super) kept: Option<Box<Kept>>,
+    /// It is being opened again.
+    pub(super) reopening: Option<Box<Reopening>>,
+    /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
+    pub(super) asked: Vec<String>,
+    /// When the client's last call for it came.
+    pub(super) called: Option<Instant>,
+    /// It is counted in [`Mux::waiting`](super::Mux).
+    pub(super) waits: bool,
 }
 
 impl Entry {
@@ -124,12 +142,22 @@ impl Entry {
             sends: VecDeque::new(),
             turn: None,
             shown: None,
+            kept: None,
+            reopening: None,
+            asked: Vec::new(),
+            called: None,
+            waits: false,
         }
     }
 
     /// Whether this connection hears the session, or will if all goes well.
     pub(super) fn is_here(&self) -> bool {
-        self.attached || self.attaching > 0
+        self.attached || self.attaching > 0 || self.is_reopening_here()
+    }
+
+    /// Whether it is being opened again where its backend is known already.
+    pub(super) fn is_reopening_here(&self) -> bool {
+        self.reopening.as_ref().is_some_and(|r| r.is_calling())
     }
 
     /// The upstream connection over which it is heard.
@@ -139,7 +167,7 @@ impl Entry {
 
     /// Whether a send would reach the backend before the session is open there.
     pub(super) fn awaits_attach(&self) -> bool {
-        !self.attached && self.attaching > 0
+        !self.attached && (self.attaching > 0 || self.reopening.is_some())
     }
 
     /// Whether an attach is under way or has been made, so that another one costs no new place.
@@ -156,5 +184,6 @@ impl Entry {
             && self.gate.is_none()
             && self.sends.is_empty()
             && self.turn.is_none()
+            && self.reopening.is_none()
     }
 }

@@ -9,6 +9,7 @@ mod chunks;
 mod ends;
 mod input;
 mod loss;
+mod reopening;
 mod rig;
 mod routing;
 mod sends;

@@ -236,7 +236,23 @@ impl Mux {
                         ClosedBy::Backend
                     };
                     self.record_turn(cx, key, None, outcome, by, event_mark(body));
+                    self.entries[key].asked.clear();
                     self.settle_entry(key);
+                }
+            }
+            b"external_tool.requested" | b"permission.requested" => {
+                self.count_event(cx.now, key, body.len());
+                let asked = &mut self.entries[key].asked;
+                if let Some(id) = request_id(body).filter(|_| asked.len() < MAX_UNSEEN) {
+                    asked.push(id);
+                    // Else the turn would not survive a crash in the next 150 ms.
+                    self.save(cx, key, None, out);
+                }
+            }
+            b"external_tool.completed" | b"permission.completed" => {
+                self.count_event(cx.now, key, body.len());
+                if let Some(id) = request_id(body) {
+                    self.entries[key].asked.retain(|asked| *asked != id);
                 }
             }
             _ => self.count_event(cx.now, key, body.len()),
@@ -354,7 +370,7 @@ impl Mux {
         if let Some(turn) = entry
             .turn
             .as_ref()
-            .filter(|t| t.confirmed && entry.attached)
+            .filter(|t| t.confirmed && (entry.attached || entry.reopening.is_some()))
         {
             let unseen: Vec<&str> = turn.unseen.iter().map(String::as_str).collect();
             let stamp = Stamp {
@@ -429,6 +445,13 @@ const MAX_UNSEEN: usize = 64;
 fn message_id(body: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     let id = value.pointer("/params/event/data/messageId")?.as_str()?;
+    Some(id.to_owned())
+}
+
+/// `requestId` of an event by which a turn asks the client, or hears that it was answered.
+fn request_id(body: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let id = value.pointer("/params/event/data/requestId")?.as_str()?;
     Some(id.to_owned())
 }
 

@@ -47,6 +47,7 @@ pub(super) enum Phase {
 /// when the backend cannot be reached.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    /// Of the client; none for a notification, and for a call of our own.
     pub(super) call: Option<RequestId>,
     pub(super) body: Vec<u8>,
 }
@@ -69,8 +70,8 @@ pub(super) struct Upstream {
     pub(super) idle_since: Option<Instant>,
     /// The start of a frame has come, and its end has not.
     pub(super) in_frame: bool,
-    /// It was found to be silent, under the snapshot of this generation; until it speaks again.
-    pub(super) silent_since: Option<u64>,
+    /// It was found to be silent; until it speaks again.
+    pub(super) silent: bool,
     /// Calls that it owes an answer which the client has got from Taxiway: its own is swallowed.
     /// They count against `limits.calls_per_connection`.
     pub(super) given_up: HashSet<RequestId, RandomState>,
@@ -117,7 +118,7 @@ impl Upstreams {
             deadline: Some(deadline),
             idle_since: None,
             in_frame: false,
-            silent_since: None,
+            silent: false,
             given_up: HashSet::default(),
             recent: usize::MAX,
         };

@@ -110,6 +110,7 @@ impl Taxiway {
             hub,
             rules,
             providers,
+            pacer: crate::proxy::Pacer::default(),
         };
         let listener = crate::proxy::listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
@@ -160,6 +161,8 @@ fn rules() -> Rules {
             handshake_timeout: 10 * second,
             calls: 100,
             sessions: 100,
+            session_params: 1 << 20,
+            home_wait: Duration::from_secs(1),
             create_existing: CreateExisting::Resume,
         },
         policy: Policy::Sticky { load_factor: None },

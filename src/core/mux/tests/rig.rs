@@ -82,6 +82,8 @@ pub(super) fn settings() -> Settings {
         calls: 64,
         sessions: 64,
         create_existing: CreateExisting::Resume,
+        session_params: 0,
+        home_wait: Duration::from_secs(30),
     }
 }
 

@@ -1,0 +1,72 @@
+//! What outlives the process, and what of it has changed.
+
+use std::time::{Duration, Instant};
+
+use super::{Directory, Saved};
+use crate::core::{id::SessionId, snapshot::Mode};
+
+impl Directory {
+    /// Takes the sessions whose [`Directory::saved`] may have changed since the last call, each
+    /// once. A session without a record is to be forgotten.
+    pub fn take_dirty(&mut self) -> Vec<SessionId> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for session in &dirty {
+            if let Some(record) = self.sessions.get_mut(session) {
+                record.dirty = false;
+            }
+        }
+        dirty
+    }
+
+    /// Whether [`Directory::take_dirty`] would give something.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// What is to be kept of `session`; none if nothing is.
+    pub fn saved(&self, now: Instant, session: &str) -> Option<Saved> {
+        let record = self.sessions.get(session)?;
+        let kept = Saved {
+            owner: record
+                .owner
+                .clone()
+                .or_else(|| record.maybe_open_at.clone()),
+            home: record.home.clone(),
+            has_history: record.has_history,
+            deleted: record
+                .deleted_at
+                .map(|at| now.saturating_duration_since(at)),
+            idle: now.saturating_duration_since(record.last_use),
+        };
+        Some(kept)
+    }
+
+    /// Takes over what a former process has kept of `session`, unless it is known already. Who had
+    /// it open then may have it open still.
+    pub fn restore(&mut self, now: Instant, session: &SessionId, saved: Saved) {
+        if self.sessions.contains_key(session) {
+            return;
+        }
+        let back = |ago: Duration| now.checked_sub(ago).unwrap_or(now);
+        let home = saved.home.filter(|_| self.mode == Mode::Sticky);
+        if let Some(home) = &home {
+            *self.homes.entry(home.clone()).or_default() += 1;
+        }
+        let record = self.entry(now, session);
+        record.maybe_open_at = saved.owner;
+        record.home = home;
+        record.has_history = saved.has_history;
+        record.deleted_at = saved.deleted.map(back);
+        record.last_use = back(saved.idle);
+    }
+
+    /// What is to be kept of `session` has changed.
+    pub(super) fn touch(&mut self, session: &SessionId) {
+        match self.sessions.get_mut(session) {
+            Some(record) if record.dirty => return,
+            Some(record) => record.dirty = true,
+            None => {}
+        }
+        self.dirty.push(session.clone());
+    }
+}

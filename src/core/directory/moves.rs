@@ -1,0 +1,122 @@
+//! Owners that change: who has lost a session, where it goes, what the backend that had it must
+//! close before it is used again.
+
+use std::time::Instant;
+
+use super::{Claim, Directory, Standing};
+use crate::core::{
+    id::{BackendName, ConnectionId, SessionId},
+    snapshot::Mode,
+};
+
+impl Directory {
+    /// `holder` hears the session at its owner now, or has lost its upstream connection there.
+    pub fn stands(&mut self, session: &str, holder: ConnectionId, standing: Standing) {
+        if let Some(record) = self.sessions.get_mut(session)
+            && let Some(holder) = record.holders.iter_mut().find(|h| h.connection == holder)
+        {
+            holder.standing = standing;
+        }
+    }
+
+    /// Whether everybody who held `session` before `holder` did is attached again: after a
+    /// failover clients are re-attached in their original order, since the last one to attach
+    /// decides the model and the system message (PROTOCOL §4).
+    pub fn is_next(&self, session: &str, holder: ConnectionId) -> bool {
+        self.sessions.get(session).is_none_or(|record| {
+            record
+                .holders
+                .iter()
+                .take_while(|h| h.connection != holder)
+                .all(|h| h.standing == Standing::Attached)
+        })
+    }
+
+    /// Gives `session`, whose owner is known not to have it open any more, or not to be heard of
+    /// until it has closed it, to `to`, and registers `holder` as attaching there. Only if `from`
+    /// is the owner still and nobody hears the session there: else as [`Directory::claim`] answers
+    /// for the owner there is.
+    ///
+    /// The caller vouches for `from`: its process is gone, fenced, or silent for
+    /// `failover.hang_timeout` (DESIGN §5).
+    pub fn reown(
+        &mut self,
+        now: Instant,
+        session: &SessionId,
+        from: &BackendName,
+        to: &BackendName,
+        holder: ConnectionId,
+    ) -> Claim {
+        if let Some(record) = self.sessions.get_mut(session)
+            && record.owner.as_ref() == Some(from)
+            && record.is_adrift()
+            && self.mode == Mode::SharedStorage
+            && from != to
+        {
+            record.owner = Some(to.clone());
+            record.epoch += 1;
+            let turns = u32::from(record.turn.is_some());
+            let load = self.loads.entry(from.clone()).or_default();
+            load.sessions = load.sessions.saturating_sub(1);
+            load.turns = load.turns.saturating_sub(turns);
+            let load = self.loads.entry(to.clone()).or_default();
+            load.sessions += 1;
+            load.turns += turns;
+            self.note_moved(from, session);
+            self.touch(session);
+        }
+        self.claim(now, session, to, holder)
+    }
+
+    /// The connections that hold `session`, in the order in which they came.
+    pub fn holders(&self, session: &str) -> Vec<ConnectionId> {
+        let record = self.sessions.get(session);
+        record.map_or_else(Vec::new, |r| {
+            r.holders.iter().map(|h| h.connection).collect()
+        })
+    }
+
+    /// How many owners `session` has had.
+    pub fn epoch(&self, session: &str) -> u64 {
+        self.sessions.get(session).map_or(0, |r| r.epoch)
+    }
+
+    /// Sessions that `backend` must close before it is used again, in id order.
+    pub fn moved_from(&self, backend: &BackendName) -> Vec<SessionId> {
+        let mut moved: Vec<_> = self
+            .moved
+            .get(backend)
+            .map(|moved| moved.iter().cloned().collect())
+            .unwrap_or_default();
+        moved.sort();
+        moved
+    }
+
+    /// `backend` has closed these.
+    pub fn cleaned(&mut self, backend: &BackendName, sessions: &[SessionId]) {
+        if let Some(moved) = self.moved.get_mut(backend) {
+            for session in sessions {
+                moved.remove(session);
+            }
+            if moved.is_empty() {
+                self.moved.remove(backend);
+            }
+        }
+    }
+
+    /// `backend` is silent and given up: what it may have open may be opened elsewhere, once it is
+    /// noted that it must close it when it comes back.
+    pub fn backend_released(&mut self, backend: &BackendName) {
+        for session in self.forget_maybe_open(backend) {
+            self.note_moved(backend, &session);
+            self.touch(&session);
+        }
+    }
+
+    fn note_moved(&mut self, from: &BackendName, session: &SessionId) {
+        self.moved
+            .entry(from.clone())
+            .or_default()
+            .insert(session.clone());
+    }
+}

@@ -1,0 +1,146 @@
+//! Waiting for a backend: how long the calls of a session do whose backend is away or says nothing,
+//! and what goes on when it is heard again.
+
+use std::{collections::VecDeque, time::Instant};
+
+use super::{
+    Context, Mux, Output, Settings, outbox::Outbox, reopen::Stage, session::Held, upstream::SlotId,
+};
+use crate::core::{
+    id::BackendName,
+    locate::{Purpose, Refusal},
+    reply::ProxyError,
+};
+
+impl Mux {
+    /// What a call is told whose session is away for too long.
+    pub(super) fn away(&self, key: usize) -> ProxyError {
+        let entry = &self.entries[key];
+        let at = entry.reopening.as_ref().map(|r| r.from.clone());
+        let at = at.or_else(|| {
+            let slot = entry.slot.and_then(|slot| self.upstreams.get(slot));
+            slot.map(|u| u.backend.clone())
+        });
+        let why = at.map_or(Refusal::NoBackend, Refusal::OwnerAway);
+        ProxyError::NotLocated {
+            session: Some(entry.id.clone()),
+            why,
+        }
+    }
+
+    /// Whether calls for this session wait for a backend that says nothing.
+    pub(super) fn is_silent_here(&self, key: usize) -> bool {
+        let slot = self.entries[key].here_at();
+        slot.and_then(|slot| self.upstreams.get(slot))
+            .is_some_and(|u| u.silent)
+    }
+
+    /// Keeps the count of sessions that have a deadline of this room.
+    pub(super) fn note_waiting(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let waits = entry.reopening.is_some() || entry.locating.is_none() && !entry.held.is_empty();
+        let before = std::mem::replace(&mut entry.waits, waits);
+        self.waiting = self.waiting + usize::from(waits) - usize::from(before);
+    }
+
+    /// When [`Mux::lose_patience`] has something to do.
+    pub(super) fn next_patience(&self, settings: &Settings) -> Option<Instant> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let entries = self.entries.iter().filter(|(_, entry)| entry.waits);
+        entries
+            .flat_map(|(_, entry)| {
+                let pause = entry.reopening.as_ref().and_then(|r| match r.stage {
+                    Stage::Pausing(at) => Some(at),
+                    Stage::Locating(_) | Stage::Calling => None,
+                });
+                let held = entry
+                    .held
+                    .front()
+                    .map(|held| held.since + settings.home_wait);
+                pause.into_iter().chain(held)
+            })
+            .min()
+    }
+
+    /// Calls that have waited for too long are told so; what has paused goes on.
+    pub(super) fn lose_patience(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        if self.waiting == 0 {
+            return;
+        }
+        for key in self.keys() {
+            let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.waits) else {
+                continue;
+            };
+            let rests = entry
+                .reopening
+                .as_ref()
+                .is_some_and(|r| matches!(r.stage, Stage::Pausing(at) if at <= cx.now));
+            let late = entry
+                .held
+                .iter()
+                .take_while(|held| held.since + cx.settings.home_wait <= cx.now)
+                .count();
+            if late > 0 {
+                let late: VecDeque<Held> = entry.held.drain(..late).collect();
+                let error = self.away(key);
+                self.fail_held(cx, late, &error, out);
+            }
+            if rests {
+                self.seek(key);
+            }
+            self.note_waiting(key);
+            self.settle_entry(key);
+        }
+        self.close_if_quiet();
+    }
+
+    /// The backend of this upstream connection speaks again: what waited for it goes on.
+    pub(super) fn speaks(&mut self, cx: &Context<'_>, slot: SlotId, out: &mut Outbox) {
+        let Some(upstream) = self.upstreams.get_mut(slot) else {
+            return;
+        };
+        upstream.silent = false;
+        for key in self.keys() {
+            let waits = self.entries.get(key).is_some_and(|entry| {
+                entry.waits && entry.reopening.is_none() && entry.here_at() == Some(slot)
+            });
+            if waits {
+                self.release_held(cx, key, slot, Purpose::Use, false, out);
+                self.note_waiting(key);
+                self.settle_entry(key);
+            }
+        }
+    }
+
+    /// The pool counts on the backend again.
+    pub fn handle_backend_back(
+        &mut self,
+        cx: &Context<'_>,
+        backend: &BackendName,
+        out: &mut Outbox,
+    ) {
+        if let Some(slot) = self.upstreams.find(backend)
+            && self.upstreams.get(slot).is_some_and(|u| u.silent)
+        {
+            self.speaks(cx, slot, out);
+        }
+    }
+
+    /// The backend is given up: what it has open is opened elsewhere, so nothing that it says any
+    /// more may reach the client.
+    pub fn handle_backend_released(
+        &mut self,
+        cx: &Context<'_>,
+        backend: &BackendName,
+        out: &mut Outbox,
+    ) {
+        if let Some(slot) = self.upstreams.find(backend) {
+            self.outputs.push_back(Output::CloseUpstream { slot });
+            self.handle_upstream_dropped(cx, slot, "the backend was given up", out);
+        }
+    }
+}

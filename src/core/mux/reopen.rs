@@ -1,0 +1,584 @@
+//! Sessions whose upstream connection has ended, or which their backend has closed in silence: each
+//! client's machine opens them again by itself, with calls of its own, while the client's calls
+//! wait. Where they are opened is the directory's decision, by way of the shell.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Context, Locate, Located, Mux, Output,
+    calls::{Call, Place},
+    kept::handle_of,
+    outbox::Outbox,
+    own::{Errand, Own, OwnAnswer},
+    place::Question,
+    session::Held,
+    upstream::SlotId,
+};
+use crate::core::{
+    event::{ClosedBy, Event, ReopenResult},
+    id::BackendName,
+    idmap::RequestId,
+    locate::Purpose,
+    reopen::{self, Form},
+    replay::Effect,
+    reply::{self, LostBy, ProxyError},
+    route::Class,
+};
+
+/// How often opening it may fail before it is given up, and how long after the first failure it is
+/// tried again; twice as long after each further one.
+const ATTEMPTS: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A session on its way back.
+#[derive(Debug)]
+pub(super) struct Reopening {
+    since: Instant,
+    /// The backend that had it.
+    pub(super) from: BackendName,
+    pub(super) stage: Stage,
+    failures: u32,
+    /// Its turn was told as lost, so nothing of it may go on.
+    abort: bool,
+    /// It left nothing on disk, and was created again.
+    created: bool,
+    /// How many of [`Kept::repeats`] were made.
+    repeated: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// The question with this ticket is out.
+    Locating(u64),
+    /// A call of ours is.
+    Calling,
+    /// It has failed; tried again then.
+    Pausing(Instant),
+}
+
+impl Reopening {
+    pub(super) fn is_calling(&self) -> bool {
+        self.stage == Stage::Calling
+    }
+
+    pub(super) fn asks(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Locating(ticket) => Some(ticket),
+            Stage::Calling | Stage::Pausing(_) => None,
+        }
+    }
+}
+
+impl Mux {
+    // Losing.
+
+    /// Whether the session can be opened again if it is lost now.
+    pub(super) fn may_reopen(&self, key: usize) -> bool {
+        let entry = &self.entries[key];
+        entry.reopening.is_some() || entry.attached && entry.kept.is_some()
+    }
+
+    /// Whether its turn goes on in the process that opens it again: it waits for the client alone.
+    pub(super) fn turn_survives(&self, key: usize) -> bool {
+        let entry = &self.entries[key];
+        let waits = entry.turn.as_ref().is_some_and(|t| t.confirmed) && !entry.asked.is_empty();
+        waits && self.may_reopen(key)
+    }
+
+    /// The session is not heard any more: it is opened again. `turn_lost`: its turn was told as
+    /// lost.
+    pub(super) fn start_reopening(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        from: &BackendName,
+        turn_lost: bool,
+    ) {
+        self.abandon_errands(key);
+        self.gates.retain(|(_, k)| *k != key);
+        self.forget_question(key);
+        let entry = &self.entries[key];
+        let since = entry.reopening.as_ref().map_or(cx.now, |r| r.since);
+        let abort = turn_lost || entry.reopening.as_ref().is_some_and(|r| r.abort);
+        let failures = entry.reopening.as_ref().map_or(0, |r| r.failures);
+        let reopening = Reopening {
+            since,
+            from: from.clone(),
+            stage: Stage::Pausing(cx.now),
+            failures,
+            abort,
+            created: false,
+            repeated: 0,
+        };
+        self.change_entry(cx.now, key, |entry| {
+            entry.slot = None;
+            entry.attached = false;
+            entry.attaching = 0;
+            entry.gate = None;
+            entry.reopening = Some(Box::new(reopening));
+            if !entry.asked.is_empty()
+                && let Some(turn) = &mut entry.turn
+            {
+                turn.survived = Some(from.clone());
+            }
+            let sends = std::mem::take(&mut entry.sends);
+            let held = std::mem::replace(&mut entry.held, sends);
+            entry.held.extend(held);
+        });
+        let session = self.entries[key].id.clone();
+        self.outputs.push_back(Output::Lost(session));
+        self.seek(key);
+        self.note_waiting(key);
+    }
+
+    /// The answers to what is under way for a reopening do not count any more.
+    fn abandon_errands(&mut self, key: usize) {
+        for own in self.own.iter_mut().filter(|own| own.key == key) {
+            if own.reopens() {
+                own.errand = Errand::Nobodys;
+            }
+        }
+    }
+
+    /// The question of a client's call is not needed any more: the session is opened again anyway.
+    fn forget_question(&mut self, key: usize) {
+        if let Some((ticket, _)) = self.entries[key].locating.take() {
+            self.questions.remove(&ticket);
+        }
+        let asked = self.entries[key].reopening.as_ref().and_then(|r| r.asks());
+        if let Some(ticket) = asked {
+            self.questions.remove(&ticket);
+        }
+    }
+
+    /// Asks where it is to be opened.
+    pub(super) fn seek(&mut self, key: usize) {
+        let ticket = self.ticket();
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let Some(reopening) = &mut entry.reopening else {
+            return;
+        };
+        reopening.stage = Stage::Locating(ticket);
+        let session = Some(entry.id.clone());
+        self.questions.insert(ticket, Question::Reopen(key));
+        self.outputs.push_back(Output::Locate(Locate {
+            ticket,
+            session,
+            purpose: Purpose::Reopen,
+            avoid: Vec::new(),
+        }));
+    }
+
+    /// Another connection has found that the backend has closed the session.
+    pub fn handle_session_lost(
+        &mut self,
+        cx: &Context<'_>,
+        session: &str,
+        backend: &BackendName,
+        out: &mut Outbox,
+    ) {
+        let Some(key) = self.by_session.get(session).copied() else {
+            return;
+        };
+        let here = self.entries[key].slot.and_then(|s| self.upstreams.get(s));
+        let theirs = here.is_some_and(|u| u.backend == *backend);
+        if theirs && self.entries[key].attached && self.may_reopen(key) {
+            self.closed_in_silence(cx, key, backend, out);
+        }
+    }
+
+    /// The backend has closed the session without a word, and not for a client.
+    fn closed_in_silence(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        backend: &BackendName,
+        out: &mut Outbox,
+    ) {
+        let in_turn = self.entries[key].turn.is_some();
+        self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
+        let entry = &mut self.entries[key];
+        entry.turn = None;
+        entry.asked.clear();
+        self.start_reopening(cx, key, backend, in_turn);
+    }
+
+    /// A call about an attached session was answered "not found". Opens it again; whether the call
+    /// itself, which was not executed, is made once more then.
+    pub(super) fn retry_not_found(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        id: &RequestId,
+        call: &mut Call,
+        out: &mut Outbox,
+    ) -> Option<RetriedCall> {
+        let key = self.key_of(call)?;
+        let entry = &self.entries[key];
+        let attached = entry.slot == Some(slot)
+            && entry.attached
+            && call.attachment == Some(entry.attachments);
+        if call.attaches() || !attached || !self.may_reopen(key) {
+            return None;
+        }
+        let backend = self.upstreams.get(slot)?.backend.clone();
+        let session = entry.id.clone();
+        let reason = "closed_by_backend";
+        self.outputs
+            .push_back(Output::Event(Event::SessionNotFound { reason }));
+        self.outputs.push_back(Output::ClosedByBackend {
+            session,
+            backend: backend.clone(),
+        });
+        if matches!(call.class, Class::Send(_)) {
+            // The turn that it was to start.
+            let entry = &mut self.entries[key];
+            entry.turn.take_if(|turn| !turn.confirmed);
+        }
+        self.closed_in_silence(cx, key, &backend, out);
+        let copy = call.copy.take().filter(|_| !call.repeated);
+        let Some(body) = copy else {
+            return Some(RetriedCall::Answered);
+        };
+        call.repeated = true;
+        let held = Held {
+            call: id.clone(),
+            purpose: Call::purpose(call.class),
+            body: body.into_vec(),
+            since: cx.now,
+        };
+        self.held_bytes += held.body.len();
+        self.entries[key].held.push_front(held);
+        Some(RetriedCall::Held)
+    }
+    /// Calls that were with a backend when it was lost, and may be repeated: the answers to what a
+    /// turn waits for. The others come back.
+    pub(super) fn hold_answers(
+        &mut self,
+        cx: &Context<'_>,
+        lost: Vec<(RequestId, Call)>,
+    ) -> Vec<(RequestId, Call)> {
+        let mut again: Vec<(usize, Held)> = Vec::new();
+        let mut rest = Vec::new();
+        for (id, mut call) in lost {
+            let key = self.key_of(&call).filter(|key| {
+                let entry = &self.entries[*key];
+                entry.kept.is_some() && entry.turn.is_some()
+            });
+            let repeats = call.effect == Effect::Answer && !call.repeated;
+            match key.filter(|_| repeats).zip(call.copy.take()) {
+                Some((key, body)) => {
+                    // Out of the table for a moment: `settle` has not seen it.
+                    self.held_bytes -= body.len();
+                    let held = Held {
+                        call: id.clone(),
+                        purpose: Purpose::Use,
+                        body: body.into_vec(),
+                        since: cx.now,
+                    };
+                    self.held_bytes += held.body.len();
+                    call.repeated = true;
+                    call.place = Place::Held;
+                    self.calls.insert(id, call);
+                    again.push((key, held));
+                }
+                None => rest.push((id, call)),
+            }
+        }
+        for (key, held) in again.into_iter().rev() {
+            self.entries[key].held.push_front(held);
+            self.note_waiting(key);
+        }
+        rest
+    }
+    // Opening.
+
+    /// The answer to the question of [`Mux::seek`].
+    pub(super) fn reopen_located(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        answer: Result<Located, ProxyError>,
+        out: &mut Outbox,
+    ) {
+        match answer {
+            Ok(located) => {
+                let slot = self.slot_for(cx, &located.backend);
+                self.change_entry(cx.now, key, |entry| {
+                    entry.slot = Some(slot);
+                    if let Some(reopening) = &mut entry.reopening {
+                        reopening.stage = Stage::Calling;
+                        reopening.created = false;
+                        reopening.repeated = 0;
+                    }
+                });
+                self.run(cx, key, Errand::Resume, out);
+            }
+            Err(error) => self.give_up(cx, key, &error, out),
+        }
+    }
+
+    /// Makes a call of our own.
+    fn run(&mut self, cx: &Context<'_>, key: usize, errand: Errand, out: &mut Outbox) {
+        let entry = &self.entries[key];
+        let session = entry.id.as_str();
+        let (Some(slot), Some(kept), Some(reopening)) = (entry.slot, &entry.kept, &entry.reopening)
+        else {
+            return;
+        };
+        let opens = |form: Form| {
+            reopen::params(&kept.body, session, form).map(|params| (form.method(), params))
+        };
+        let call = match errand {
+            Errand::Resume => opens(Form::Resume {
+                keep_model: !kept.model_chosen,
+            }),
+            Errand::Create => opens(Form::Create),
+            Errand::Save(_) | Errand::Nobodys => return,
+            Errand::IsProcessing => Some((
+                "session.metadata.isProcessing",
+                reply::session_params(session),
+            )),
+            Errand::Abort => Some(("session.abort", reply::session_params(session))),
+            Errand::Repeat => kept
+                .repeats
+                .get(reopening.repeated)
+                .map(|r| (&*r.method, r.params.to_string())),
+        };
+        let Some((method, params)) = call else {
+            let error = self.away(key);
+            self.give_up(cx, key, &error, out);
+            return;
+        };
+        let method = method.to_owned();
+        self.call_own(cx, key, slot, errand, &method, &params, out);
+    }
+    /// What follows from it.
+    pub(super) fn handle_own_answer(
+        &mut self,
+        cx: &Context<'_>,
+        own: &Own,
+        answer: &OwnAnswer<'_>,
+        out: &mut Outbox,
+    ) {
+        let key = own.key;
+        if let Errand::Save(call) = &own.errand {
+            if let Some(id) = call {
+                self.let_go(cx, own.slot, id, out);
+            }
+            return;
+        }
+        let Some(reopening) = self.entries.get_mut(key).and_then(|e| e.reopening.as_mut()) else {
+            return;
+        };
+        match own.errand {
+            Errand::Resume if answer.succeeded => {
+                let survivor = self.entries[key].turn.is_some();
+                if survivor {
+                    self.run(cx, key, Errand::IsProcessing, out);
+                } else {
+                    self.next_errand(cx, key, out);
+                }
+            }
+            Errand::Resume if answer.not_found => self.run(cx, key, Errand::Create, out),
+            Errand::Create if answer.succeeded => {
+                reopening.created = true;
+                self.next_errand(cx, key, out);
+            }
+            Errand::IsProcessing => {
+                let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
+                if over {
+                    self.lose_survivor(cx, key, out);
+                }
+                self.next_errand(cx, key, out);
+            }
+            Errand::Save(_) | Errand::Nobodys => {}
+            Errand::Resume | Errand::Create => self.pause(cx, key, out),
+            Errand::Abort => self.next_errand(cx, key, out),
+            Errand::Repeat => {
+                let at = reopening.repeated;
+                reopening.repeated += 1;
+                let kept = self.entries[key].kept.as_mut();
+                if let Some(repeat) = kept.and_then(|kept| kept.repeats.get_mut(at))
+                    && let (Some((_, now)), Some(new)) =
+                        (&mut repeat.handle, handle_of(answer.result))
+                {
+                    *now = new;
+                }
+                self.next_errand(cx, key, out);
+            }
+        }
+    }
+
+    fn next_errand(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &mut self.entries[key];
+        let (Some(reopening), Some(kept)) = (&mut entry.reopening, &entry.kept) else {
+            return;
+        };
+        if std::mem::take(&mut reopening.abort) && !reopening.created {
+            self.run(cx, key, Errand::Abort, out);
+        } else if reopening.repeated < kept.repeats.len() {
+            self.run(cx, key, Errand::Repeat, out);
+        } else {
+            self.reopened(cx, key, out);
+        }
+    }
+
+    /// The turn that seemed to have outlived its process has not.
+    fn lose_survivor(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &mut self.entries[key];
+        if let Some(turn) = &mut entry.turn
+            && let Some(backend) = turn.survived.take()
+        {
+            entry.asked.clear();
+            let cause = LostBy::Backend(backend);
+            self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
+            self.entries[key].turn = None;
+        }
+    }
+
+    /// It is open again: what waited goes on.
+    fn reopened(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let mut was = None;
+        self.change_entry(cx.now, key, |entry| {
+            was = entry.reopening.take();
+            entry.attached = true;
+            entry.attachments += 1;
+            entry.called = Some(cx.now);
+        });
+        self.note_waiting(key);
+        let entry = &self.entries[key];
+        let (Some(was), Some(slot)) = (was, entry.slot) else {
+            return;
+        };
+        self.outputs.push_back(Output::Attached(entry.id.clone()));
+        let result = if was.created {
+            ReopenResult::Created
+        } else {
+            ReopenResult::Resumed
+        };
+        self.report(cx, key, &was, result);
+        if was.created {
+            // What a turn waited for was in the history that is not there.
+            self.lose_survivor(cx, key, out);
+        }
+        self.release_held(cx, key, slot, Purpose::Resume, false, out);
+        self.pass_next_send(cx, key, out);
+        self.settle_entry(key);
+        self.close_if_quiet();
+    }
+
+    fn report(&mut self, cx: &Context<'_>, key: usize, was: &Reopening, result: ReopenResult) {
+        let session = self.entries[key].id.clone();
+        let to = self.entries[key]
+            .slot
+            .and_then(|slot| self.upstreams.get(slot))
+            .map(|u| u.backend.clone());
+        self.outputs.push_back(Output::Reopened(session.clone()));
+        self.outputs
+            .push_back(Output::Event(Event::SessionReopened {
+                connection: self.id,
+                session,
+                from: was.from.clone(),
+                to,
+                result,
+                took: cx.now.saturating_duration_since(was.since),
+            }));
+    }
+
+    /// Opening it has failed: tried again soon.
+    pub(super) fn pause(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        self.abandon_errands(key);
+        let Some(reopening) = self.entries[key].reopening.as_mut() else {
+            return;
+        };
+        reopening.failures += 1;
+        if reopening.failures >= ATTEMPTS {
+            let error = self.away(key);
+            self.give_up(cx, key, &error, out);
+            return;
+        }
+        let pause = PAUSE * 2u32.pow(reopening.failures - 1);
+        let session = self.entries[key].id.clone();
+        self.change_entry(cx.now, key, |entry| {
+            entry.slot = None;
+            if let Some(reopening) = &mut entry.reopening {
+                reopening.stage = Stage::Pausing(cx.now + pause);
+            }
+        });
+        // Others may have their turn meanwhile.
+        self.outputs.push_back(Output::Reopened(session));
+        self.note_waiting(key);
+    }
+
+    /// It cannot be opened: whoever waits is told, and the client may try by itself.
+    fn give_up(&mut self, cx: &Context<'_>, key: usize, error: &ProxyError, out: &mut Outbox) {
+        self.abandon_errands(key);
+        let mut was = None;
+        self.change_entry(cx.now, key, |entry| {
+            was = entry.reopening.take();
+            entry.kept = None;
+            entry.asked.clear();
+        });
+        self.note_waiting(key);
+        if let Some(was) = was {
+            let cause = LostBy::Backend(was.from.clone());
+            self.lose_turn(cx, key, &cause, ClosedBy::Proxy, out);
+            self.entries[key].turn = None;
+            self.report(cx, key, &was, ReopenResult::Failed);
+        }
+        let entry = &mut self.entries[key];
+        entry.slot = None;
+        let held = std::mem::take(&mut entry.held);
+        self.fail_held(cx, held, error, out);
+        self.settle_entry(key);
+        self.close_if_quiet();
+    }
+
+    pub(super) fn fail_held(
+        &mut self,
+        cx: &Context<'_>,
+        held: VecDeque<Held>,
+        error: &ProxyError,
+        out: &mut Outbox,
+    ) {
+        for held in held {
+            self.held_bytes -= held.body.len();
+            self.fail(cx, &held.call, error, out);
+        }
+    }
+
+    /// How a turn is lost whose backend is: with a way back or without one.
+    pub(super) fn lose_or_keep_turn(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        backend: &BackendName,
+        out: &mut Outbox,
+    ) -> bool {
+        if self.turn_survives(key) {
+            return false;
+        }
+        let entry = &mut self.entries[key];
+        entry.asked.clear();
+        let in_turn = entry.turn.is_some();
+        let cause = LostBy::Backend(backend.clone());
+        self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
+        self.entries[key].turn = None;
+        in_turn
+    }
+}
+
+/// What becomes of a call that was answered "not found".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RetriedCall {
+    /// Made once more when the session is open again.
+    Held,
+    /// The client gets the answer: there is no copy of the call.
+    Answered,
+}

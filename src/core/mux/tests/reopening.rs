@@ -1,0 +1,448 @@
+//! Sessions that are opened again: after their backend is lost, or has closed them in silence.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{
+    loss::turn_ends,
+    rig::{Rig, Shell, event, failure, not_found, request, result, settings},
+};
+use crate::core::{
+    event::{ClosedBy, Event, ReopenResult, TurnOutcome},
+    mux::{Output, Settings},
+};
+
+fn rig() -> Rig {
+    Rig::with(
+        Shell::Auto,
+        Settings {
+            session_params: 64 * 1024,
+            ..settings()
+        },
+    )
+}
+
+fn read(id: i64, session: &str) -> String {
+    request(id, "session.getMessages", json!({"sessionId": session}))
+}
+
+/// The only frame that a backend has received: a call of our own.
+#[track_caller]
+fn own_call(rig: &mut Rig, backend: &str) -> Value {
+    let heard = rig.heard(backend);
+    assert_eq!(heard.len(), 1, "{heard:#?}");
+    let call = heard.into_iter().next().unwrap();
+    let id = call["id"].as_str().unwrap_or_else(|| panic!("{call}"));
+    assert!(id.starts_with("taxiway-"), "{call}");
+    call
+}
+
+/// The backend answers the call of our own that it has received.
+#[track_caller]
+fn grant(rig: &mut Rig, backend: &str, method: &str, answer: Value) -> Value {
+    let call = own_call(rig, backend);
+    assert_eq!(call["method"], json!(method), "{call}");
+    rig.backend(backend, &result(call["id"].clone(), answer));
+    call["params"].clone()
+}
+
+fn reopenings(rig: &mut Rig) -> Vec<(String, String, ReopenResult)> {
+    rig.logged(|output| match output {
+        Output::Event(Event::SessionReopened {
+            from, to, result, ..
+        }) => Some((
+            from.to_string(),
+            to.as_ref().map(ToString::to_string).unwrap_or_default(),
+            *result,
+        )),
+        _ => None,
+    })
+}
+
+fn open_with(rig: &mut Rig, session: &str, backend: &str, mut params: Value) {
+    rig.homes.insert(session.to_owned(), backend.to_owned());
+    params["sessionId"] = json!(session);
+    rig.client(&request("open", "session.create", params));
+    rig.heard(backend);
+    rig.backend(backend, &result("open", json!({"sessionId": session})));
+    rig.said();
+    rig.log.clear();
+}
+
+#[test]
+fn an_idle_session_is_opened_elsewhere_and_what_came_meanwhile_follows_in_order() {
+    let mut rig = rig();
+    let params = json!({"model": "m", "tools": [{"name": "t"}], "cloud": {}});
+    open_with(&mut rig, "s1", "a", params);
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    rig.silent();
+    assert_eq!(rig.claims.len(), 1, "it is held on to");
+    rig.client(&read(1, "s1"));
+    rig.send(2, "s1");
+    rig.send(3, "s1");
+    let params = grant(&mut rig, "b", "session.resume", json!({}));
+    assert_eq!(
+        params,
+        json!({
+            "sessionId": "s1", "model": "m", "tools": [{"name": "t"}],
+            "disableResume": true, "continuePendingWork": true,
+        })
+    );
+    assert_eq!(rig.heard_ids("b"), [json!(1), json!(2)]);
+    rig.backend("b", &result(2, json!({"messageId": "m"})));
+    assert_eq!(rig.heard_ids("b"), [json!(3)]);
+    assert_eq!(rig.said_one()["id"], json!(2));
+    let expected = ("a".to_owned(), "b".to_owned(), ReopenResult::Resumed);
+    assert_eq!(reopenings(&mut rig), [expected]);
+}
+
+#[test]
+fn a_session_without_a_turn_is_created_again() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    let call = own_call(&mut rig, "b");
+    rig.backend("b", &not_found(call["id"].clone(), "session.resume", "s1"));
+    let params = grant(&mut rig, "b", "session.create", json!({}));
+    assert_eq!(params, json!({"sessionId": "s1"}));
+    rig.client(&read(1, "s1"));
+    assert_eq!(rig.heard_ids("b"), [json!(1)]);
+    assert_eq!(reopenings(&mut rig)[0].2, ReopenResult::Created);
+}
+
+#[test]
+fn a_running_turn_is_lost_and_one_that_waits_for_the_client_is_not() {
+    for asks in [false, true] {
+        let mut rig = rig();
+        rig.open("s1", "a");
+        rig.send(1, "s1");
+        rig.backend("a", &result(1, json!({"messageId": "m1"})));
+        rig.backend(
+            "a",
+            &event("s1", "user.message", json!({"messageId": "m1"})),
+        );
+        if asks {
+            let data = json!({"requestId": "r1", "toolName": "t"});
+            rig.heard("a");
+            rig.backend("a", &event("s1", "external_tool.requested", data));
+            grant(&mut rig, "a", "sessions.save", json!({}));
+        }
+        rig.said();
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        if !asks {
+            let said = rig.said();
+            assert_eq!(said.len(), 2, "{said:#?}");
+            assert_eq!(said[1]["params"]["event"]["type"], json!("session.idle"));
+            grant(&mut rig, "b", "session.resume", json!({}));
+            // Nothing of what the client was told to be lost may go on.
+            grant(&mut rig, "b", "session.abort", json!({"success": true}));
+            assert_eq!(
+                turn_ends(&mut rig),
+                [(TurnOutcome::Lost, ClosedBy::Backend)]
+            );
+            continue;
+        }
+        rig.silent();
+        assert_eq!(rig.mux.open_turns(), 1);
+        grant(&mut rig, "b", "session.resume", json!({}));
+        let processing = json!({"processing": true});
+        grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+        let answer = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
+        rig.client(&request(2, "session.tools.handlePendingToolCall", answer));
+        assert_eq!(rig.heard_ids("b"), [json!(2)]);
+        rig.backend("b", &result(2, json!({"success": true})));
+        rig.silent();
+        grant(&mut rig, "b", "sessions.save", json!({}));
+        assert_eq!(rig.said_one()["id"], json!(2), "once it is on disk");
+        rig.backend("b", &event("s1", "session.idle", json!({})));
+        assert_eq!(turn_ends(&mut rig), [(TurnOutcome::Ok, ClosedBy::Backend)]);
+    }
+}
+
+#[test]
+fn a_turn_that_was_not_on_disk_is_told_as_lost_after_all() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.backend(
+        "a",
+        &event("s1", "user.message", json!({"messageId": "m1"})),
+    );
+    let data = json!({"requestId": "r1"});
+    rig.backend("a", &event("s1", "permission.requested", data));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    rig.silent();
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let processing = json!({"processing": false});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    let kinds: Vec<_> = rig
+        .said()
+        .iter()
+        .map(|f| f["params"]["event"]["type"].clone())
+        .collect();
+    assert_eq!(kinds, [json!("session.error"), json!("session.idle")]);
+    assert_eq!(rig.mux.open_turns(), 0);
+}
+
+#[test]
+fn the_answer_that_a_turn_waits_for_is_given_again() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.backend(
+        "a",
+        &event("s1", "user.message", json!({"messageId": "m1"})),
+    );
+    let data = json!({"requestId": "r1"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    let answer = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
+    rig.client(&request(2, "session.tools.handlePendingToolCall", answer));
+    rig.client(&read(3, "s1"));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    assert_eq!(rig.error(), (json!(3), -32011), "only what may have run");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let processing = json!({"processing": true});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    assert_eq!(rig.heard_ids("b"), [json!(2)]);
+}
+
+#[test]
+fn what_was_done_to_a_session_is_done_again() {
+    let mut rig = rig();
+    open_with(&mut rig, "s1", "a", json!({"model": "old"}));
+    let on = |extra: Value| {
+        let mut params = json!({"sessionId": "s1"});
+        params
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        params
+    };
+    let calls = [
+        ("session.model.switchTo", on(json!({"modelId": "new"}))),
+        (
+            "session.permissions.setApproveAll",
+            on(json!({"enabled": true})),
+        ),
+        (
+            "session.permissions.setApproveAll",
+            on(json!({"enabled": false})),
+        ),
+        ("session.options.update", on(json!({"a": 1}))),
+        ("session.options.update", on(json!({"b": 2}))),
+        (
+            "session.eventLog.registerInterest",
+            on(json!({"eventType": "x"})),
+        ),
+        ("session.mode.get", on(json!({}))),
+    ];
+    for (id, (method, params)) in (1..).zip(calls) {
+        rig.client(&request(id, method, params));
+        rig.heard("a");
+        rig.backend("a", &result(id, json!({"handle": "interest-2"})));
+        if method == "session.model.switchTo" {
+            rig.silent();
+            grant(&mut rig, "a", "sessions.save", json!({}));
+        }
+        assert_eq!(rig.said_one()["id"], json!(id), "{method}");
+    }
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    let params = grant(&mut rig, "b", "session.resume", json!({}));
+    assert_eq!(params.get("model"), None, "the one chosen later is on disk");
+    for expected in [
+        on(json!({"enabled": false})),
+        on(json!({"a": 1})),
+        on(json!({"b": 2})),
+        on(json!({"eventType": "x"})),
+    ] {
+        let call = own_call(&mut rig, "b");
+        assert_eq!(call["params"], expected);
+        rig.client(&read(99, "s1"));
+        rig.client(&crate::core::mux::tests::rig::notification(
+            "$/cancelRequest",
+            json!({"id": 99}),
+        ));
+        assert_eq!(rig.error(), (json!(99), -32800), "held until all is done");
+        rig.backend(
+            "b",
+            &result(call["id"].clone(), json!({"handle": "interest-1"})),
+        );
+    }
+    // The handle that the client knows is another one there.
+    let release = on(json!({"handle": "interest-2"}));
+    rig.client(&request(10, "session.eventLog.releaseInterest", release));
+    assert_eq!(
+        rig.heard("b")[0]["params"],
+        on(json!({"handle": "interest-1"}))
+    );
+    rig.backend("b", &result(10, json!({"success": true})));
+    rig.homes.insert("s1".into(), "c".into());
+    rig.lose("b");
+    grant(&mut rig, "c", "session.resume", json!({}));
+    for _ in 0..3 {
+        let call = own_call(&mut rig, "c");
+        assert_ne!(call["method"], json!("session.eventLog.registerInterest"));
+        rig.backend("c", &result(call["id"].clone(), json!({})));
+    }
+    rig.client(&read(11, "s1"));
+    assert_eq!(rig.heard_ids("c"), [json!(11)]);
+}
+
+#[test]
+fn a_session_that_its_backend_closed_in_silence_is_opened_again_and_the_call_repeated() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.pass(Duration::from_secs(400));
+    rig.send(1, "s1");
+    rig.send(2, "s1");
+    assert_eq!(rig.heard_ids("a"), [json!(1)]);
+    rig.backend("a", &not_found(1, "session.send", "s1"));
+    rig.silent();
+    grant(&mut rig, "a", "session.resume", json!({}));
+    assert_eq!(rig.heard_ids("a"), [json!(1)], "in the order written");
+    rig.backend("a", &result(1, json!({"messageId": "m1"})));
+    assert_eq!(rig.heard_ids("a"), [json!(2)]);
+    assert_eq!(rig.said_one()["id"], json!(1));
+    let told = rig.logged(|o| match o {
+        Output::ClosedByBackend { session, backend } => {
+            Some((session.to_string(), backend.to_string()))
+        }
+        _ => None,
+    });
+    assert_eq!(told, [("s1".to_owned(), "a".to_owned())]);
+    // Closed again, right after a call: there is no copy of the next one, but a way back.
+    rig.client(&read(3, "s1"));
+    rig.heard("a");
+    rig.backend("a", &not_found(3, "session.getMessages", "s1"));
+    let said = rig.said_raw();
+    assert!(
+        said.last().unwrap().contains("Session not found"),
+        "{said:?}"
+    );
+    grant(&mut rig, "a", "session.resume", json!({}));
+    // The turn was told as lost.
+    grant(&mut rig, "a", "session.abort", json!({"success": true}));
+    assert_eq!(reopenings(&mut rig).len(), 1);
+}
+
+#[test]
+fn news_of_a_close_reopen_it_for_the_others_too() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    for (backend, reopens) in [("b", false), ("a", true)] {
+        rig.step(&[], |mux, cx, out| {
+            mux.handle_session_lost(cx, "s1", &backend.into(), out);
+            0
+        });
+        assert_eq!(!rig.heard("a").is_empty(), reopens);
+    }
+}
+
+#[test]
+fn a_backend_that_is_lost_again_and_again_is_left_again_and_again() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.client(&read(1, "s1"));
+    rig.lose("a");
+    assert_eq!(rig.error(), (json!(1), -32011));
+    rig.client(&read(2, "s1"));
+    for (now, next) in [("a", "b"), ("b", "c"), ("c", "a")] {
+        own_call(&mut rig, now);
+        rig.homes.insert("s1".into(), next.into());
+        rig.lose(now);
+        rig.silent();
+    }
+    grant(&mut rig, "a", "session.resume", json!({}));
+    assert_eq!(rig.heard_ids("a"), [json!(2)]);
+    assert_eq!(rig.claims.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_opened_is_given_up_in_the_end() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    rig.client(&read(1, "s1"));
+    let mut attempts = 0;
+    loop {
+        let heard = rig.heard("b");
+        let Some(call) = heard.first() else { break };
+        attempts += 1;
+        rig.backend(
+            "b",
+            &failure(call["id"].clone(), "External tool name clash"),
+        );
+        rig.pass(Duration::from_secs(4));
+    }
+    assert_eq!(attempts, 8);
+    assert_eq!(rig.error(), (json!(1), -32010));
+    assert!(rig.claims.is_empty());
+    assert_eq!(reopenings(&mut rig)[0].2, ReopenResult::Failed);
+}
+
+#[test]
+fn a_call_waits_for_its_session_only_so_long_and_the_session_goes_on_waiting() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.shell = Shell::Manual;
+    rig.lose("a");
+    let question = rig.asked();
+    rig.client(&read(1, "s1"));
+    rig.pass(Duration::from_secs(10));
+    rig.client(&read(2, "s1"));
+    rig.pass(Duration::from_secs(20));
+    let said = rig.said_one();
+    assert_eq!(
+        (said["id"].clone(), said["error"]["code"].clone()),
+        (json!(1), json!(-32010))
+    );
+    let message = said["error"]["message"].as_str().unwrap();
+    assert!(message.contains("backend a"), "{message}");
+    rig.shell = Shell::Auto;
+    rig.locate(&question, "a");
+    grant(&mut rig, "a", "session.resume", json!({}));
+    assert_eq!(rig.heard_ids("a"), [json!(2)]);
+}
+
+#[test]
+fn a_backend_that_is_given_up_is_heard_no_more() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    let slot = rig.slot("a");
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_silent(cx, &"a".into(), out);
+        0
+    });
+    rig.send(1, "s1");
+    rig.homes.insert("s1".into(), "b".into());
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_released(cx, &"a".into(), out);
+        0
+    });
+    assert_eq!(rig.try_slot("a"), None, "{slot:?} is closed");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    assert_eq!(rig.heard_ids("b"), [json!(1)]);
+}
+
+#[test]
+fn parameters_that_are_too_large_are_not_kept() {
+    let mut rig = rig();
+    let large = json!({"systemMessage": "x".repeat(64 * 1024)});
+    open_with(&mut rig, "s1", "a", large);
+    rig.lose("a");
+    assert!(rig.claims.is_empty());
+    rig.client(&read(1, "s1"));
+    assert_eq!(
+        rig.heard_ids("a"),
+        [json!(1)],
+        "located anew, as a stranger"
+    );
+}
