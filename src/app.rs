@@ -170,7 +170,7 @@ async fn serve(
     // Before servers start, which takes seconds: a change meanwhile is a change.
     let mut reloader = Reloader::new(&start, wished);
     let mut hangup = false;
-    let mut servers = match Servers::start(&start, &observer).await {
+    let mut servers = match Servers::start(&start, &observer, &app.pool).await {
         Ok(servers) => servers,
         Err(error) => {
             eprintln!("taxiway: {error}");
@@ -245,6 +245,7 @@ impl App {
         };
         let options = PoolOptions {
             keepalive: config.listener.tcp_keepalive,
+            failover: config.failover.clone(),
             ..PoolOptions::new(config.routing.mode, config.health.clone())
         };
         let pool = Pool::start(options, config.backends.clone(), Arc::new(news));
@@ -336,6 +337,7 @@ impl App {
 
     fn apply_backends(&self, servers: &Servers) {
         let config = self.config.load();
+        self.pool.set_failover(config.failover.clone());
         self.pool
             .apply(servers.backends(&config), config.health.clone());
     }

@@ -180,7 +180,7 @@ impl Bench {
 
     fn start_with(dir: TempDir, managed: &Managed) -> Self {
         let told = Arc::new(Mutex::new(Vec::new()));
-        let ears = told.clone();
+        let (ears, gone) = (told.clone(), told.clone());
         let report = move |event: Event| ears.lock().unwrap().push(format!("{event:?}"));
         let supervisor = Supervisor::start(
             managed,
@@ -188,6 +188,7 @@ impl Bench {
             brisk(),
             &secrets(),
             Arc::new(report),
+            Arc::new(move |name| gone.lock().unwrap().push(format!("gone: {name}"))),
         )
         .unwrap();
         Self {
@@ -304,6 +305,7 @@ async fn a_home_has_one_taxiway() {
             brisk(),
             &secrets(),
             Arc::new(|_| {}),
+            Arc::new(|_| {}),
         )
     };
     let refusal = second().err().expect("the home is taken").to_string();
@@ -335,6 +337,7 @@ async fn a_killed_server_is_started_again() {
     .await;
     until_gone(&[child]).await;
     assert!(bench.was_told("ended (exit status: 137); starting again in"));
+    assert!(bench.was_told("gone: managed-1") && !bench.was_told("gone: managed-2"));
     assert_eq!(bench.supervisor.backends().borrow()[0].address, address);
     assert_eq!(starts(dir, 2), 1);
     bench.supervisor.stop().await;
@@ -375,6 +378,7 @@ async fn be_parent(dir: &Path) {
         own_guard().unwrap(),
         brisk(),
         &secrets(),
+        Arc::new(|_| {}),
         Arc::new(|_| {}),
     )
     .unwrap();

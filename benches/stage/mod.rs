@@ -72,6 +72,8 @@ impl Stage {
             calls: 1024,
             sessions: 1024,
             create_existing: CreateExisting::Resume,
+            session_params: 1 << 20,
+            home_wait: Duration::from_secs(30),
         };
         let backend = Backend {
             name: "cli-1".into(),

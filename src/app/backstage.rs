@@ -126,6 +126,7 @@ impl Backstage for Stagehand {
                     ping_ms: observed
                         .and_then(|o| o.ping)
                         .map(|p| p.as_secs_f64() * 1000.0),
+                    away_seconds: observed.and_then(|o| o.away).map(|away| away.as_secs_f64()),
                     sessions_open: u64::from(load.sessions),
                     turns_open: u64::from(load.turns),
                     upstream_connections: u64::try_from(connections).unwrap_or(0),

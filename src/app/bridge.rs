@@ -11,7 +11,7 @@ use crate::{
         event::Event,
         frame,
         id::{BackendName, SessionId},
-        snapshot::{Health, Snapshot},
+        snapshot::{AdminState, Health, Snapshot},
     },
     observe::Observer,
     proxy::{
@@ -67,6 +67,23 @@ impl PoolSink for News {
             // Whoever waits for its answer is told now.
             self.hub.publish(&Message::BackendSilent(backend.clone()));
         }
+    }
+
+    fn given_up(&self, backend: &BackendName) {
+        self.store.lock().backend_released(backend);
+        self.hub.publish(&Message::BackendReleased(backend.clone()));
+    }
+
+    fn moved_from(&self, backend: &BackendName) -> Vec<SessionId> {
+        self.store.lock().moved_from(backend)
+    }
+
+    fn cleaned(&self, backend: &BackendName, sessions: &[SessionId]) {
+        self.store.lock().cleaned(backend, sessions);
+    }
+
+    fn operator(&self, _backend: &BackendName, _state: Option<AdminState>, _weight: Option<u32>) {
+        // Kept in memory by the pool itself; nothing outlives the process yet.
     }
 
     fn in_use(&self, backend: &BackendName) -> usize {

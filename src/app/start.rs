@@ -67,7 +67,11 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Starts what the configuration wants started.
-    pub(super) async fn start(start: &Start, observer: &Observer) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        start: &Start,
+        observer: &Observer,
+        pool: &Pool,
+    ) -> anyhow::Result<Self> {
         let mut servers = Self {
             supervisor: None,
             managed: None,
@@ -87,7 +91,7 @@ impl Servers {
             }
         }
         if let Some(managed) = &start.config.managed {
-            let observer = observer.clone();
+            let (observer, pool) = (observer.clone(), pool.clone());
             let report = Arc::new(move |event| observer.record(&event));
             let supervisor = Supervisor::start(
                 managed,
@@ -95,6 +99,7 @@ impl Servers {
                 Backoff::default(),
                 &start.config.secret_variables,
                 report,
+                Arc::new(move |name| pool.report_gone(name)),
             )?;
             say(&format!(
                 "Taxiway starts {} Copilot CLI servers …\n",

@@ -2,6 +2,7 @@
 //! Judges nothing itself (`core::outlier` does) and publishes nothing itself (`pool` does).
 
 mod board;
+mod release;
 
 use std::{
     collections::HashSet,
@@ -21,10 +22,15 @@ use tokio::{
 pub use board::{Activity, AskError, Lost};
 pub(super) use board::{Board, Command, Comparison, Habits, Observed, Reply, Target};
 
-use super::connection::{self, Answer, Incoming, Link, LinkError};
+use self::release::{Closing, Fencing};
+use super::{
+    connection::{self, Answer, Incoming, Link, LinkError},
+    fence::{FenceError, LastLine},
+};
 use crate::core::{
     id::{BackendName, SessionId},
     outlier::{Cause, Disk, Outlier},
+    release::Release,
     snapshot::Health,
 };
 
@@ -45,14 +51,18 @@ const LIST_PATIENCE: Duration = Duration::from_secs(30);
 enum Purpose {
     Handshake,
     Ping,
-    List { asked: Instant },
+    List {
+        asked: Instant,
+    },
+    /// Of a session that was opened elsewhere.
+    Close(SessionId),
     Ask(Reply),
 }
 
 fn is_wanted(purpose: &Purpose) -> bool {
     match purpose {
         Purpose::Ask(reply) => !reply.is_closed(),
-        Purpose::Handshake | Purpose::Ping | Purpose::List { .. } => true,
+        Purpose::Handshake | Purpose::Ping | Purpose::List { .. } | Purpose::Close(_) => true,
     }
 }
 
@@ -73,6 +83,8 @@ pub(super) struct Watch {
     /// When `link` was made.
     linked: Instant,
     unanswered: u32,
+    /// When the last probe was sent.
+    probed: Instant,
     observed: Observed,
     /// When the session list is read next.
     next_list: Option<Instant>,
@@ -80,6 +92,15 @@ pub(super) struct Watch {
     next_purge: Option<Instant>,
     /// As in [`Observed::gone`].
     gone: bool,
+    release: Release,
+    fencing: Option<Fencing>,
+    /// The last line of the fence command that succeeded.
+    fenced: LastLine,
+    closing: Option<Closing>,
+    /// Sessions closed since it was released, because they are open elsewhere.
+    stale: usize,
+    /// As in [`Observed::away`].
+    away: Option<Instant>,
     /// The address has changed, and nothing is known yet of who listens there: what was known
     /// before is published meanwhile, and questions wait.
     moved: bool,
@@ -94,6 +115,7 @@ enum Wake {
     Incoming(Result<Incoming<Purpose>, LinkError>),
     Connected(io::Result<TcpStream>),
     Confirmed(Result<Answer, AskError>),
+    Fenced(Result<LastLine, FenceError>),
     Command(Option<Command>),
     Retarget(bool),
     Time,
@@ -118,6 +140,7 @@ impl Watch {
             habits,
             board,
             outlier: Outlier::new(target.rules, first_disk(habits), now),
+            release: Release::new(release::rules(&target.failover), now),
             target,
             activity,
             connecting: None,
@@ -125,11 +148,17 @@ impl Watch {
             ready: false,
             linked: now,
             unanswered: 0,
+            probed: now,
             observed: Observed::nothing(),
             next_list: None,
             confirming: None,
             next_purge: None,
             gone: false,
+            fencing: None,
+            fenced: None,
+            closing: None,
+            stale: 0,
+            away: Some(now),
             moved: false,
         }
     }
@@ -154,6 +183,7 @@ impl Watch {
                 incoming = next_incoming(&mut self.link) => Wake::Incoming(incoming),
                 stream = poll_option(&mut self.connecting) => Wake::Connected(stream),
                 fresh = next_fresh(&mut self.confirming) => Wake::Confirmed(fresh),
+                fenced = poll_option(&mut self.fencing) => Wake::Fenced(fenced),
                 // A question that was asked after a change is for who is there after it.
                 changed = target.changed() => Wake::Retarget(changed.is_ok()),
                 // What finds no room waits in the queue, and its asker there, within its time.
@@ -166,6 +196,7 @@ impl Watch {
                 Wake::Incoming(Err(error)) => self.handle_link_error(now, &error),
                 Wake::Connected(stream) => self.handle_stream(now, stream),
                 Wake::Confirmed(fresh) => self.handle_confirmed(now, fresh),
+                Wake::Fenced(fenced) => self.handle_fenced(now, fenced),
                 Wake::Command(Some(command)) => self.handle_command(now, command),
                 Wake::Retarget(true) => {
                     let target = target.borrow_and_update().clone();
@@ -184,6 +215,7 @@ impl Watch {
             self.outlier.poll_ramp(now),
             self.next_list.filter(|_| self.ready),
             self.next_purge,
+            self.release_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -194,6 +226,7 @@ impl Watch {
     fn handle_time(&mut self, now: Instant) {
         self.outlier.handle_time(now);
         if self.outlier.poll_deadline().is_some_and(|d| now >= d) {
+            self.release.handle_missed(self.probed);
             if self.activity.take() {
                 self.outlier.handle_activity(now);
             }
@@ -215,11 +248,16 @@ impl Watch {
                 board.purge(&self.name);
             }
         }
+        self.carry_out(now);
     }
 
     fn send_probe(&mut self, now: Instant) {
-        self.activity.take();
+        // What came before it does not answer it, but is a sign of life.
+        if self.activity.take() {
+            self.outlier.handle_activity(now);
+        }
         self.outlier.handle_probe_sent(now);
+        self.probed = now;
         if !self.ready && now.saturating_duration_since(self.linked) > HANDSHAKE_PATIENCE {
             self.link = None;
         }
@@ -258,6 +296,7 @@ impl Watch {
                 if is_gone(&error) {
                     self.note_gone();
                 }
+                self.release.handle_missed(self.probed);
                 self.outlier.handle_connect_failed(now);
                 return;
             }
@@ -301,10 +340,15 @@ impl Watch {
                 Purpose::Ping => {
                     self.unanswered = self.unanswered.saturating_sub(1);
                     self.outlier.handle_probe_ok(now, took);
+                    self.handle_answer();
                 }
                 Purpose::List { asked } => {
                     self.outlier.handle_activity(now);
                     self.handle_list(now, &answer, asked);
+                }
+                Purpose::Close(session) => {
+                    self.outlier.handle_activity(now);
+                    self.handle_closed(now, session);
                 }
                 Purpose::Ask(reply) => {
                     self.outlier.handle_activity(now);
@@ -353,6 +397,7 @@ impl Watch {
         self.ready = true;
         self.gone = false;
         self.outlier.handle_probe_ok(now, took);
+        self.handle_answer();
         self.send_list(now);
     }
 
@@ -410,11 +455,6 @@ impl Watch {
                     LinkError::Violation(_) => false,
                 };
                 if gone {
-                    for purpose in self.link.iter_mut().flat_map(Link::take_pending) {
-                        if let Purpose::Ask(reply) = purpose {
-                            let _nobody_waits = reply.send(Err(AskError::Lost));
-                        }
-                    }
                     self.note_gone();
                 }
                 self.unlink();
@@ -425,6 +465,12 @@ impl Watch {
 
     /// The process is gone, and with it what it had open.
     fn note_gone(&mut self) {
+        for purpose in self.link.iter_mut().flat_map(Link::take_pending) {
+            if let Purpose::Ask(reply) = purpose {
+                let _nobody_waits = reply.send(Err(AskError::Lost));
+            }
+        }
+        self.release_gone();
         if !std::mem::replace(&mut self.gone, true)
             && let Some(board) = self.board.upgrade()
         {
@@ -436,6 +482,13 @@ impl Watch {
         match command {
             Command::ConnectFailed => self.outlier.handle_reported_failure(now),
             Command::Violation(what) => self.violate(now, what),
+            Command::Gone => {
+                self.note_gone();
+                if self.link.is_some() {
+                    self.unlink();
+                    self.outlier.handle_connection_lost(now);
+                }
+            }
             Command::ReadDisk => self.next_list = self.ready.then_some(now),
             Command::Ask {
                 method,
@@ -463,6 +516,7 @@ impl Watch {
         // Another token is for the next handshake: a connection that stands, stands.
         let moved = target.address != self.target.address;
         self.outlier.set_rules(target.rules, now);
+        self.release.set_rules(release::rules(&target.failover));
         self.next_purge = target.leaving.then_some(now + target.rules.interval);
         self.target = target;
         if moved {
@@ -470,6 +524,7 @@ impl Watch {
             self.connecting = None;
             self.moved = true;
             self.gone = false;
+            self.release.handle_moved(now);
             self.outlier = Outlier::new(self.target.rules, first_disk(self.habits), now);
             self.observed.disk_read = false;
         }
@@ -481,6 +536,8 @@ impl Watch {
         }
         self.unlink();
         self.connecting = None;
+        // Whoever speaks nonsense is not silent.
+        self.outlier.handle_activity(now);
         self.outlier.handle_violation(now, what);
     }
 
@@ -495,6 +552,8 @@ impl Watch {
         self.ready = false;
         self.next_list = None;
         self.confirming = None;
+        self.closing = None;
+        self.release.handle_unlinked();
     }
 
     fn publish(&mut self) {
@@ -514,10 +573,15 @@ impl Watch {
         observed.probed = self.outlier.probed();
         observed.gone = self.gone;
         observed.fits = self.outlier.fits();
+        observed.released = self.release.is_released();
+        let away = observed.released || matches!(observed.health, Health::Down | Health::Unknown);
+        self.away = away.then(|| self.away.unwrap_or_else(now));
+        observed.away = self.away;
         let Some(board) = self.board.upgrade() else {
             return;
         };
         board.observe(&self.name, observed.clone(), &self.outlier);
+        self.release.handle_ejection(board.ejection(&self.name));
         if was != Health::Down && observed.health == Health::Down {
             match observed.cause {
                 Some(Cause::Silent) => board.lost(&self.name, Lost::Silent),

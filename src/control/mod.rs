@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod connection;
+mod fence;
 pub mod guard;
 mod health;
 pub mod pool;

@@ -2,6 +2,7 @@
 //! as one immutable snapshot. Never sees a client's frame and chooses no backend.
 
 mod member;
+mod sink;
 
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use member::{Member, News, SessionSet, added, compare, recheck_others, same};
 
+pub use self::sink::PoolSink;
 use super::health::{Board, Command, Comparison, Habits, Observed, Target, Watch};
 pub use super::{
     connection::Answer,
@@ -27,6 +29,7 @@ use crate::{
         event::Event,
         id::{BackendName, SessionId},
         outlier::{self, Outlier, Rules, Standing},
+        release::Ejection,
         snapshot::{AdminState, Backend, Health, Mode, Snapshot},
     },
 };
@@ -41,6 +44,10 @@ pub struct PoolOptions {
     pub mode: Mode,
     /// `[health]`, until the first reload.
     pub health: config::Health,
+    /// `[failover]`, until the first reload.
+    pub failover: config::Failover,
+    /// What operators wished of backends before this pool began: states and weights.
+    pub operators: Vec<(BackendName, Option<AdminState>, Option<u32>)>,
     /// `listener.tcp_keepalive`, for the control connections.
     pub keepalive: Option<Duration>,
     /// The protocol version that clients are told: backends with another one are not used.
@@ -58,27 +65,18 @@ impl PoolOptions {
         Self {
             mode,
             health,
+            failover: config::Failover {
+                hang_timeout: None,
+                fence_command: None,
+                fence_timeout: Duration::from_secs(10),
+            },
+            operators: Vec::new(),
             keepalive: Some(Duration::from_secs(60)),
             protocol_version: 3,
             disk_recheck: Duration::from_secs(10),
             disk_reread: Duration::from_secs(60),
         }
     }
-}
-
-/// Where the pool's news go. Called from the backends' tasks and from callers of [`Pool`], one at
-/// a time per backend; must not block, and must not call back into [`Pool`] except for snapshots.
-pub trait PoolSink: Send + Sync {
-    /// A `session.lifecycle` event: `kind` is its `type`, `body` the whole notification.
-    fn lifecycle(&self, backend: &BackendName, kind: &str, session: &SessionId, body: Bytes);
-    /// A backend's session list was read: all sessions on its disk that have had a turn.
-    fn disk(&self, backend: &BackendName, sessions: &[SessionId]);
-    /// What the backend had open may be gone; `how` tells how surely.
-    fn backend_lost(&self, backend: &BackendName, how: Lost);
-    /// Sessions and upstream connections that still use a removed backend; 0 = it may be purged.
-    fn in_use(&self, backend: &BackendName) -> usize;
-    /// For logs and counters.
-    fn event(&self, event: Event);
 }
 
 /// A change that could not be made.
@@ -105,6 +103,8 @@ pub struct Observation {
     pub operator: Option<AdminState>,
     /// The operators' override of the configured weight.
     pub operator_weight: Option<u32>,
+    /// For how long it has not been usable; none if it is.
+    pub away: Option<Duration>,
 }
 
 /// A handle; clones share the pool. The pool ends with [`Pool::stop`] or its last handle.
@@ -118,15 +118,27 @@ struct Inner {
     mode: Mode,
     sink: Arc<dyn PoolSink>,
     state: Mutex<State>,
+    /// Held while operators' wishes are changed and told, so that they are told in order.
+    wishing: Mutex<()>,
     current: ArcSwap<Snapshot>,
     published: watch::Sender<Arc<Snapshot>>,
     /// Every backend configured at the start has been probed once.
     first_round: watch::Sender<bool>,
 }
 
+/// What operators want of one backend; none = the file decides.
+#[derive(Clone, Copy, Default)]
+struct Wish {
+    state: Option<AdminState>,
+    weight: Option<u32>,
+}
+
 struct State {
     members: BTreeMap<BackendName, Member>,
+    /// By name, also of backends that are not there now.
+    operators: BTreeMap<BackendName, Wish>,
     health: config::Health,
+    failover: Arc<config::Failover>,
     generation: u64,
     stopped: bool,
 }
@@ -156,10 +168,17 @@ impl Pool {
             sink,
             state: Mutex::new(State {
                 members: BTreeMap::new(),
+                operators: options
+                    .operators
+                    .into_iter()
+                    .map(|(name, state, weight)| (name, Wish { state, weight }))
+                    .collect(),
+                failover: Arc::new(options.failover),
                 health: options.health.clone(),
                 generation: 0,
                 stopped: false,
             }),
+            wishing: Mutex::new(()),
             current: ArcSwap::new(empty.clone()),
             published: watch::Sender::new(empty),
             first_round: watch::Sender::new(false),
@@ -198,6 +217,7 @@ impl Pool {
                 return;
             }
             let rules = rules(&health);
+            let failover = state.failover.clone();
             state.health = health;
             let kept: HashSet<BackendName> = backends.iter().map(|b| b.name.clone()).collect();
             for configured in backends {
@@ -205,7 +225,9 @@ impl Pool {
                     Entry::Occupied(mut member) => member.get_mut().reconfigure(configured, news),
                     Entry::Vacant(place) => {
                         news.push(added(&configured));
-                        place.insert(inner.member(configured, rules));
+                        let wish = state.operators.get(place.key()).copied();
+                        let wish = wish.unwrap_or_default();
+                        place.insert(inner.member(configured, wish, rules, &failover));
                     }
                 }
             }
@@ -217,7 +239,7 @@ impl Pool {
                 if member.is_moving() && !member.removed {
                     moving.push(name.clone());
                 }
-                member.retarget(rules);
+                member.retarget(rules, &failover);
             }
         });
         for name in moving {
@@ -245,6 +267,16 @@ impl Pool {
         }
     }
 
+    /// Takes over when silent backends are given up.
+    pub fn set_failover(&self, failover: config::Failover) {
+        let mut state = self.inner.lock();
+        let rules = rules(&state.health);
+        state.failover = Arc::new(failover);
+        for member in state.members.values() {
+            member.retarget(rules, &state.failover);
+        }
+    }
+
     /// Sets the operators' state of a backend, or with `None` gives it back to the file. `by` is
     /// for the log: `"api"`, `"signal"`.
     pub fn set_admin(
@@ -253,9 +285,9 @@ impl Pool {
         state: Option<AdminState>,
         by: &'static str,
     ) -> Result<(), PoolError> {
-        self.inner.change_member(name, |member, news| {
+        self.inner.wish(name, |member, news| {
             let from = member.admin();
-            member.operator = state;
+            member.wish.state = state;
             let to = member.admin();
             if from != to {
                 let backend = member.configured.name.clone();
@@ -275,7 +307,7 @@ impl Pool {
             return Err(PoolError::ZeroWeight);
         }
         self.inner
-            .change_member(name, |member, _| member.operator_weight = weight)
+            .wish(name, |member, _| member.wish.weight = weight)
     }
 
     /// The data plane could not connect to a backend.
@@ -286,6 +318,11 @@ impl Pool {
     /// A backend broke the protocol on another connection: it is ejected.
     pub fn report_violation(&self, name: &BackendName, what: &str) {
         self.inner.report(name, Command::Violation(Arc::from(what)));
+    }
+
+    /// The process of a backend has ended, whatever its connections say.
+    pub fn report_gone(&self, name: &BackendName) {
+        self.inner.report(name, Command::Gone);
     }
 
     /// Where to mark that frames come from a backend; to be fetched once per connection.
@@ -341,8 +378,10 @@ impl Pool {
                 name: name.clone(),
                 ping: member.ping,
                 reason: member.remark(),
-                operator: member.operator,
-                operator_weight: member.operator_weight,
+                operator: member.wish.state,
+                operator_weight: member.wish.weight,
+                away: (member.observed.away)
+                    .map(|since| super::health::now().saturating_duration_since(since)),
             })
             .collect()
     }
@@ -367,19 +406,29 @@ impl Inner {
         }
     }
 
-    fn change_member(
+    /// Changes what operators want of a backend; returns once the sink knows.
+    fn wish(
         &self,
         name: &str,
         change: impl FnOnce(&mut Member, &mut News),
     ) -> Result<(), PoolError> {
-        let mut found = Err(PoolError::UnknownBackend(name.into()));
+        let _in_order = self.wishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = None;
         self.change(|state, news| {
-            if let Some(member) = state.members.get_mut(name) {
+            if let Some((name, member)) = state.members.get_key_value(name) {
+                changed = Some((name.clone(), member.wish));
+            }
+            if let Some(member) = state.members.get_mut(name)
+                && let Some((name, wish)) = &mut changed
+            {
                 change(member, news);
-                found = Ok(());
+                *wish = member.wish;
+                state.operators.insert(name.clone(), *wish);
             }
         });
-        found
+        let (name, wish) = changed.ok_or_else(|| PoolError::UnknownBackend(name.into()))?;
+        self.sink.operator(&name, wish.state, wish.weight);
+        Ok(())
     }
 
     fn report(&self, name: &BackendName, command: Command) {
@@ -409,11 +458,18 @@ impl Inner {
         })
     }
 
-    fn member(self: &Arc<Self>, configured: config::Backend, rules: Rules) -> Member {
+    fn member(
+        self: &Arc<Self>,
+        configured: config::Backend,
+        wish: Wish,
+        rules: Rules,
+        failover: &Arc<config::Failover>,
+    ) -> Member {
         let target = Target {
             address: configured.address.clone(),
             token: configured.connection_token.clone(),
             rules,
+            failover: failover.clone(),
             leaving: false,
         };
         let activity = Arc::new(Activity::default());
@@ -433,8 +489,7 @@ impl Inner {
             address: configured.address.clone(),
             configured,
             removed: false,
-            operator: None,
-            operator_weight: None,
+            wish,
             observed: Observed::nothing(),
             heard: None,
             ping: None,
@@ -565,20 +620,44 @@ impl Board for Inner {
         });
     }
 
-    fn purge(&self, backend: &BackendName) {
-        if self.sink.in_use(backend) > 0 {
-            return;
+    fn ejection(&self, backend: &BackendName) -> Ejection {
+        match self.current.load().get(backend) {
+            Some(published) if published.health == Health::Down => Ejection::Out,
+            Some(_) | None => Ejection::In,
         }
+    }
+
+    fn given_up(&self, backend: &BackendName) {
+        self.sink.given_up(backend);
+    }
+
+    fn moved_from(&self, backend: &BackendName) -> Vec<SessionId> {
+        self.sink.moved_from(backend)
+    }
+
+    fn cleaned(&self, backend: &BackendName, sessions: &[SessionId]) {
+        self.sink.cleaned(backend, sessions);
+    }
+
+    fn event(&self, event: Event) {
+        self.sink.event(event);
+    }
+
+    fn purge(&self, backend: &BackendName) {
+        let in_use = self.sink.in_use(backend) > 0;
         self.change(|state, news| {
             let rules = rules(&state.health);
+            let failover = state.failover.clone();
             let Some(member) = state.members.get_mut(backend) else {
                 return;
             };
             if !member.removed {
-                if member.is_moving() {
-                    member.finish_move(rules);
+                // At the old address nothing can be in use any more if nobody is there: sessions
+                // that are still counted wait for their home to come back, at the new one.
+                if member.is_moving() && (!in_use || member.observed.gone) {
+                    member.finish_move(rules, &failover);
                 }
-            } else {
+            } else if !in_use {
                 state.members.remove(backend);
                 news.push(Event::BackendRemoved {
                     backend: backend.clone(),

@@ -110,6 +110,9 @@ pub struct FirstStart {
 /// Where events go.
 pub type Report = Arc<dyn Fn(Event) + Send + Sync>;
 
+/// Told when nothing is left of a server's process group.
+pub type Gone = Arc<dyn Fn(&BackendName) + Send + Sync>;
+
 /// The running servers. They end with [`Supervisor::stop`], or when this process does.
 pub struct Supervisor {
     tasks: TaskTracker,
@@ -123,6 +126,7 @@ struct Board {
     backends: watch::Sender<Vec<config::Backend>>,
     first_starts: watch::Sender<Vec<FirstStart>>,
     report: Report,
+    gone: Gone,
     /// Variables that no server inherits.
     withheld: Mutex<BTreeSet<String>>,
 }
@@ -170,6 +174,7 @@ impl Supervisor {
         backoff: Backoff,
         secret_variables: &[String],
         report: Report,
+        gone: Gone,
     ) -> Result<Self, SupervisorError> {
         if managed.command.is_empty() || guard.is_empty() {
             return Err(SupervisorError::NoCommand);
@@ -178,6 +183,7 @@ impl Supervisor {
             backends: watch::Sender::new(Vec::new()),
             first_starts: watch::Sender::new(Vec::new()),
             report,
+            gone,
             withheld: Mutex::new(OWN_VARIABLES.map(str::to_owned).into()),
         });
         withhold(&board, secret_variables);
@@ -347,6 +353,7 @@ impl Server {
             status = running.guard.wait() => Ended::Failed(describe_exit(status)),
         };
         running.end().await;
+        (self.board.gone)(&self.name);
         ended
     }
 

@@ -163,8 +163,9 @@ pub struct Directory {
     /// How many sessions each backend is home to.
     homes: HashMap<BackendName, usize, RandomState>,
     evicted: u64,
-    /// Backends that are not heard at present.
+    /// Backends that are not heard at present, and those of them that were given up.
     silent: HashSet<BackendName, RandomState>,
+    released: HashSet<BackendName, RandomState>,
     /// Who was left lately, oldest first.
     left: VecDeque<(Instant, SessionId, BackendName)>,
     /// Sessions that were opened elsewhere, or may be, while this backend was away: it must not
@@ -186,6 +187,7 @@ impl Directory {
             homes: HashMap::default(),
             evicted: 0,
             silent: HashSet::default(),
+            released: HashSet::default(),
             left: VecDeque::new(),
             moved: HashMap::default(),
             dirty: Vec::new(),
@@ -443,11 +445,13 @@ impl Directory {
     /// `backend` is heard again.
     pub fn backend_back(&mut self, backend: &BackendName) {
         self.silent.remove(backend);
+        self.released.remove(backend);
     }
 
     /// The process of `backend` is gone: nothing is open there but what its holders still know of.
     pub fn backend_gone(&mut self, backend: &BackendName) {
         self.silent.remove(backend);
+        self.released.remove(backend);
         self.left.retain(|(_, _, left)| left != backend);
         for session in self.forget_maybe_open(backend) {
             self.touch(&session);
@@ -467,6 +471,10 @@ impl Directory {
     }
 
     fn note_left(&mut self, now: Instant, session: &SessionId, backend: BackendName) {
+        if self.released.contains(&backend) {
+            self.note_moved(&backend, session);
+            return;
+        }
         if self.silent.contains(&backend) {
             self.entry(now, session).maybe_open_at = Some(backend);
             self.touch(session);

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     id::{BackendName, ConnectionId, SessionId},
+    release::How,
     snapshot::{AdminState, Health},
 };
 
@@ -232,6 +233,26 @@ pub enum Event {
     BackendRemoved {
         backend: BackendName,
         sessions: usize,
+    },
+    /// Its sessions may be opened elsewhere from now on.
+    BackendReleased {
+        backend: BackendName,
+        how: How,
+        /// Since it was heard of last.
+        silent: Duration,
+        /// The last line that the fence command wrote.
+        fence: Option<Arc<str>>,
+    },
+    /// The fence command did not succeed: the backend is not released.
+    FenceFailed {
+        backend: BackendName,
+        reason: Arc<str>,
+    },
+    /// It may be used again. `closed` = sessions that it still had open, or might have had, while
+    /// they were open elsewhere.
+    BackendReturned {
+        backend: BackendName,
+        closed: usize,
     },
     /// A backend answered garbage, half a frame, a wrong id.
     BackendViolation {

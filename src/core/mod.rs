@@ -12,6 +12,7 @@ pub mod locate;
 pub mod mux;
 pub mod outlier;
 pub mod provider;
+pub mod release;
 pub mod reopen;
 pub mod replay;
 pub mod reply;

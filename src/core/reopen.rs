@@ -56,12 +56,20 @@ pub fn params(body: &[u8], session: &str, form: Form) -> Option<String> {
         Form::Resume { keep_model } => {
             if !keep_model {
                 params.remove("model");
+                params.remove("reasoningEffort");
             }
             params.insert("continuePendingWork".to_owned(), &yes);
             params.insert("disableResume".to_owned(), &yes);
         }
         Form::Bare => {
-            for key in ["canvases", "commands", "hooks", "model", "tools"] {
+            for key in [
+                "canvases",
+                "commands",
+                "hooks",
+                "model",
+                "reasoningEffort",
+                "tools",
+            ] {
                 params.remove(key);
             }
             params.insert("continuePendingWork".to_owned(), &yes);

@@ -7,7 +7,9 @@
 /// What becomes of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// There is none, or it is on disk.
+    /// It only looks: it can be repeated whatever became of it.
+    Read,
+    /// It is on disk, or nothing that lasts.
     Kept,
     /// It becomes an event of the history, which is on disk some 150 ms later, or at once with
     /// `sessions.save`.
@@ -20,7 +22,8 @@ pub enum Effect {
     /// Gone with the process; the same requests restore it, each of them.
     RepeatEach,
     /// It answers something that a turn waits for, by `params.requestId`, and says whether that was
-    /// still wanted: so it can be repeated. Like [`Effect::Flush`].
+    /// still wanted: so it can be repeated. It must not be hurried to disk: a turn whose tool is
+    /// complete there is not taken up again, one whose tool is pending is.
     Answer,
     /// Gone; the same request restores it under a handle of its own, in `result.handle`.
     Interest,
@@ -32,7 +35,9 @@ pub enum Effect {
 
 /// Sorted by method.
 const EFFECTS: &[(&str, Effect)] = {
-    use Effect::{Answer, Disinterest, Flush, Interest, Kept, ModelChosen, RepeatEach, RepeatLast};
+    use Effect::{
+        Answer, Disinterest, Flush, Interest, Kept, ModelChosen, Read, RepeatEach, RepeatLast,
+    };
     &[
         ("session.agent.deselect", RepeatEach),
         ("session.agent.reload", Kept),
@@ -43,10 +48,10 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.commands.finalizeInvocationEffect", Kept),
         ("session.commands.handlePendingCommand", Kept),
         ("session.commands.respondToQueuedCommand", Kept),
-        ("session.completions.request", Kept),
+        ("session.completions.request", Read),
         ("session.eventLog.registerInterest", Interest),
         ("session.eventLog.releaseInterest", Disinterest),
-        ("session.eventLog.tail", Kept),
+        ("session.eventLog.tail", Read),
         ("session.extensions.reload", Kept),
         ("session.extensions.sendAttachmentsToMessage", Kept),
         ("session.gitHubAuth.setCredentials", RepeatEach),
@@ -55,13 +60,13 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.history.clearContext", Flush),
         ("session.history.compact", Flush),
         ("session.history.rewind", Flush),
-        ("session.history.summarizeForHandoff", Kept),
+        ("session.history.summarizeForHandoff", Read),
         ("session.history.truncate", Flush),
         ("session.interruptMainTurn", Kept),
-        ("session.limitPrediction.predict", Kept),
+        ("session.limitPrediction.predict", Read),
         ("session.log", Flush),
         ("session.lsp.initialize", RepeatEach),
-        ("session.mcp.apps.diagnose", Kept),
+        ("session.mcp.apps.diagnose", Read),
         ("session.mcp.apps.setHostContext", RepeatLast),
         ("session.mcp.cancelSamplingExecution", Kept),
         ("session.mcp.configureGitHub", RepeatEach),
@@ -74,7 +79,7 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.mcp.moveLoadingToBackground", Kept),
         ("session.mcp.oauth.authenticationStateChanged", Kept),
         ("session.mcp.oauth.handlePendingRequest", Kept),
-        ("session.mcp.oauth.probe", Kept),
+        ("session.mcp.oauth.probe", Read),
         ("session.mcp.oauth.respond", Kept),
         ("session.mcp.reload", RepeatEach),
         ("session.mcp.reloadWithConfig", RepeatEach),
@@ -83,12 +88,12 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.mcp.setEnvValueMode", RepeatLast),
         ("session.mcp.startServer", RepeatEach),
         ("session.mcp.stopServer", RepeatEach),
-        ("session.metadata.activity", Kept),
-        ("session.metadata.contextInfo", Kept),
+        ("session.metadata.activity", Read),
+        ("session.metadata.contextInfo", Read),
         ("session.metadata.recomputeContextTokens", Kept),
         ("session.metadata.recordContextChange", Kept),
         ("session.metadata.setWorkingDirectory", RepeatLast),
-        ("session.metadata.snapshot", Kept),
+        ("session.metadata.snapshot", Read),
         ("session.metadata.updateClientMetadata", Kept),
         ("session.mode.set", Flush),
         ("session.model.applyStartupOverlay", RepeatEach),
@@ -123,27 +128,27 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.queue.deferSessionIdle", Kept),
         ("session.queue.enqueueResumePending", Kept),
         ("session.queue.finishDeferredIdleDrain", Kept),
-        ("session.queue.hasPending", Kept),
+        ("session.queue.hasPending", Read),
         ("session.queue.moveItem", Kept),
         ("session.queue.process", Kept),
         ("session.queue.removeAt", Kept),
         ("session.queue.removeMostRecent", Kept),
         ("session.queue.sendNow", Kept),
         ("session.queue.setDrainPaused", RepeatLast),
-        ("session.queue.snapshot", Kept),
+        ("session.queue.snapshot", Read),
         ("session.queue.updateText", Kept),
         ("session.remote.notifySteerableChanged", Kept),
         ("session.schedule.add", Flush),
         ("session.schedule.addAt", Flush),
         ("session.schedule.addCron", Flush),
         ("session.schedule.addSelfPaced", Flush),
-        ("session.schedule.hasSelfPaced", Kept),
+        ("session.schedule.hasSelfPaced", Read),
         ("session.schedule.hydrate", Flush),
         ("session.schedule.rearmSelfPaced", Flush),
         ("session.schedule.stop", Flush),
         ("session.sendSystemNotification", Flush),
-        ("session.settings.evaluatePredicate", Kept),
-        ("session.settings.snapshot", Kept),
+        ("session.settings.evaluatePredicate", Read),
+        ("session.settings.snapshot", Read),
         ("session.shell.cancelUserRequested", Kept),
         ("session.shell.kill", Kept),
         ("session.skills.disable", RepeatEach),
@@ -158,7 +163,7 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.tools.handlePendingToolCall", Answer),
         ("session.tools.initializeAndValidate", Kept),
         ("session.tools.set", RepeatLast),
-        ("session.tools.taskCompleteEventData", Kept),
+        ("session.tools.taskCompleteEventData", Read),
         ("session.tools.updateSubagentSettings", RepeatLast),
         ("session.ui.ephemeralQuery", Kept),
         ("session.ui.handlePendingAutoModeSwitch", Kept),
@@ -168,16 +173,16 @@ const EFFECTS: &[(&str, Effect)] = {
         ("session.ui.handlePendingSessionLimitsExhausted", Kept),
         ("session.ui.handlePendingUserInput", Kept),
         ("session.workspaces.addSummary", Kept),
-        ("session.workspaces.autopilotObjectiveExists", Kept),
+        ("session.workspaces.autopilotObjectiveExists", Read),
         ("session.workspaces.createDirectory", Kept),
         ("session.workspaces.createFile", Kept),
         ("session.workspaces.deleteAutopilotObjective", Kept),
-        ("session.workspaces.diff", Kept),
+        ("session.workspaces.diff", Read),
         ("session.workspaces.ensure", Kept),
         ("session.workspaces.removePath", Kept),
         ("session.workspaces.renamePath", Kept),
         ("session.workspaces.saveLargePaste", Kept),
-        ("session.workspaces.statFile", Kept),
+        ("session.workspaces.statFile", Read),
         ("session.workspaces.truncateSummaries", Kept),
         ("session.workspaces.updateMetadata", Kept),
         ("session.workspaces.writeAutopilotObjective", Kept),
@@ -190,9 +195,22 @@ const LOOKS: &[&str] = &[
 ];
 
 impl Effect {
+    /// Whether a call may be made once more when its backend died with it.
+    pub fn is_repeatable(self) -> bool {
+        match self {
+            Self::Read
+            | Self::RepeatLast
+            | Self::RepeatEach
+            | Self::Answer
+            | Self::Interest
+            | Self::Disinterest => true,
+            Self::Kept | Self::Flush | Self::ModelChosen | Self::Lost => false,
+        }
+    }
+
     /// Whether an acknowledgement is worth something only once `sessions.save` was answered.
     pub fn wants_save(self) -> bool {
-        matches!(self, Self::Flush | Self::ModelChosen | Self::Answer)
+        matches!(self, Self::Flush | Self::ModelChosen)
     }
 }
 
@@ -206,7 +224,7 @@ pub fn effect_of(method: &str) -> Effect {
         last.strip_prefix(look)
             .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_lowercase()))
     });
-    if looks { Effect::Kept } else { Effect::Lost }
+    if looks { Effect::Read } else { Effect::Lost }
 }
 
 #[cfg(test)]
@@ -221,9 +239,9 @@ mod tests {
     #[test]
     fn what_only_looks_changes_nothing_and_what_is_unknown_is_lost() {
         for (method, effect) in [
-            ("session.getMessages", Effect::Kept),
-            ("session.mode.get", Effect::Kept),
-            ("session.permissions.pendingRequests", Effect::Kept),
+            ("session.getMessages", Effect::Read),
+            ("session.mode.get", Effect::Read),
+            ("session.permissions.pendingRequests", Effect::Read),
             ("session.model.switchTo", Effect::ModelChosen),
             ("session.issue", Effect::Lost),
             ("session.mode.set", Effect::Flush),

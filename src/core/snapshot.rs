@@ -79,12 +79,15 @@ impl Backend {
     pub fn takes_placements(&self) -> bool {
         self.admin == AdminState::Ready
             && !self.removed
+            && !self.released
             && matches!(self.health, Health::Up | Health::Slow | Health::Probation)
     }
 
     /// May it be asked, and serve sessions that it has?
     pub fn is_usable(&self) -> bool {
-        self.admin != AdminState::Maint && !matches!(self.health, Health::Down | Health::Unknown)
+        self.admin != AdminState::Maint
+            && !self.released
+            && !matches!(self.health, Health::Down | Health::Unknown)
     }
 }
 

@@ -3,8 +3,8 @@
 //! The message of a line is the event's name; its fields are those of the event. Counted here, and
 //! so not to be counted again by whoever records the event: the turn (`turns_total` and both
 //! histograms), the placement, the error answered, the limit hit, create on an existing id, the
-//! session not found, the reload. The gauges of backends and their ejections are not: the pool
-//! sets them.
+//! session not found, the reload, the release of a silent backend. The gauges of backends and their
+//! ejections are not: the pool sets them.
 //!
 //! Must not log prompts, parameters or tokens: no event has a field for them.
 
@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use super::{Label, Observer, clip, clip_to, metrics::unix_now};
 use crate::core::{
     event::{Event, TurnRecord},
+    release::How,
     snapshot::Health,
 };
 
@@ -48,7 +49,13 @@ impl Observer {
             Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
             Event::CreateExisting { action, .. } => metrics.session_create_existing(action),
             Event::SessionNotFound { reason } => metrics.session_not_found(reason),
+            Event::SessionReopened { result, .. } => metrics.failover(result.label()),
             Event::Reload { ok, .. } => metrics.reload(*ok, unix_now()),
+            Event::BackendReleased {
+                how: how @ (How::Fenced | How::Unfenced),
+                ..
+            } => metrics.failover(how.label()),
+            Event::FenceFailed { .. } => metrics.failover("fence_failed"),
             Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
             | Event::UpstreamLost { .. }
@@ -56,8 +63,9 @@ impl Observer {
             | Event::BackendAdmin { .. }
             | Event::BackendAdded { .. }
             | Event::BackendRemoved { .. }
+            | Event::BackendReleased { .. }
+            | Event::BackendReturned { .. }
             | Event::BackendViolation { .. }
-            | Event::SessionReopened { .. }
             | Event::Drain { .. }
             | Event::AdminCall { .. }
             | Event::ManagedServer { .. } => {}
@@ -178,6 +186,9 @@ impl Observer {
             | Event::BackendAdmin { .. }
             | Event::BackendAdded { .. }
             | Event::BackendRemoved { .. }
+            | Event::BackendReleased { .. }
+            | Event::FenceFailed { .. }
+            | Event::BackendReturned { .. }
             | Event::BackendViolation { .. }
             | Event::ManagedServer { .. } => write_backend(event),
             Event::Reload {
@@ -338,6 +349,45 @@ fn write_backend(event: &Event) {
             backend = clip(backend.as_str()),
             what = "removed",
             sessions,
+            "backend"
+        ),
+        Event::BackendReleased {
+            backend,
+            how,
+            silent,
+            fence,
+        } => {
+            macro_rules! line {
+                ($level:ident) => {
+                    $level!(
+                        target: "taxiway",
+                        backend = clip(backend.as_str()),
+                        what = "released",
+                        reason = how.label(),
+                        silent_ms = milliseconds(*silent),
+                        fence = fence.as_deref().map(clip),
+                        "backend"
+                    )
+                };
+            }
+            match how {
+                // It may wake, and write beside the new owners.
+                How::Unfenced => line!(warn),
+                How::Gone | How::Fenced => line!(info),
+            }
+        }
+        Event::FenceFailed { backend, reason } => error!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = "fence failed",
+            reason = clip(reason),
+            "backend"
+        ),
+        Event::BackendReturned { backend, closed } => info!(
+            target: "taxiway",
+            backend = clip(backend.as_str()),
+            what = "returned",
+            closed_sessions = closed,
             "backend"
         ),
         Event::BackendViolation { backend, what } => warn!(

@@ -6,6 +6,7 @@ use crate::core::{
     event::{
         CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, ReopenResult, TurnOutcome,
     },
+    release::How,
     snapshot::{AdminState, Health, Mode},
 };
 
@@ -65,8 +66,8 @@ labels! {
         Lost = "lost",
     }
     ReopenResult {
-        Resumed = "resumed",
-        Created = "created",
+        Resumed = "reopened",
+        Created = "recreated",
         Failed = "failed",
     }
     ClosedBy {
@@ -97,6 +98,11 @@ labels! {
         Probation = "probation",
         StorageMismatch = "storage_mismatch",
     }
+    How {
+        Gone = "gone",
+        Fenced = "fenced",
+        Unfenced = "unfenced",
+    }
     Mode {
         Sticky = "sticky",
         SharedStorage = "shared-storage",
@@ -126,6 +132,7 @@ mod tests {
         ordered::<PlacementReason>();
         ordered::<AdminState>();
         ordered::<Health>();
+        ordered::<How>();
         ordered::<Mode>();
     }
 }

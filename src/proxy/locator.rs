@@ -158,17 +158,14 @@ impl Search {
                 let directory = self.shared.store.lock();
                 directory.is_next(self.session.as_str(), self.connection)
             };
-            match &decision {
-                Return::At(_) | Return::Move { .. } if !is_next() => {
-                    let now = tokio::time::Instant::now();
-                    let late = *late.get_or_insert(now + ORDER_WAIT);
-                    if now < late {
-                        let change = changes.changed();
-                        let _late = tokio::time::timeout_at(late, change).await;
-                        continue;
-                    }
+            if matches!(decision, Return::At(_) | Return::Move { .. }) && !is_next() {
+                let now = tokio::time::Instant::now();
+                let late = *late.get_or_insert(now + ORDER_WAIT);
+                if now < late {
+                    let change = changes.changed();
+                    let _late = tokio::time::timeout_at(late, change).await;
+                    continue;
                 }
-                _ => {}
             }
             match decision {
                 Return::At(owner) => {

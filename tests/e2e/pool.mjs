@@ -159,18 +159,30 @@ async function startCli(name, root, home) {
   const work = join(root, "work");
   for (const path of [home, work]) mkdirSync(path, { recursive: true });
   const log = join(root, `${name}.log`);
-  const cli = { name, home, log, port: 0, process: undefined };
+  /** `paused`: stopped by SIGSTOP; such a server answers nothing. `pidFile`: for fence commands. */
+  const pidFile = join(root, `${name}.pid`);
+  const cli = { name, home, log, pidFile, port: 0, process: undefined, paused: false };
   cli.start = async () => {
     const env = cleanEnvironment(home, { COPILOT_HOME: join(home, "copilot") });
     const args = ["--headless", "--no-auto-update", "--port", String(cli.port)];
     cli.process = launch(nativeCli(), args, { cwd: work, env, log });
     const [, port] = await cli.process.line(/CLI server listening on port (\d+)/);
     cli.port = Number(port);
+    cli.paused = false;
+    writeFileSync(pidFile, String(cli.process.pid));
     return cli;
   };
   cli.kill = async () => {
     cli.process.kill("SIGKILL");
     await cli.process.exited;
+  };
+  cli.pause = () => {
+    cli.paused = true;
+    cli.process.kill("SIGSTOP");
+  };
+  cli.wake = () => {
+    cli.process.kill("SIGCONT");
+    cli.paused = false;
   };
   return cli.start();
 }
@@ -237,7 +249,8 @@ export async function metric(admin, sample) {
 
 /**
  * Starts a pool. `direct`: one CLI and nothing in front; `taxiway`: `servers` CLIs behind it,
- * each with its own home (`sticky`) or all with one (`shared-storage`).
+ * each with its own home (`sticky`) or all with one (`shared-storage`). `config` adds to tables
+ * of Taxiway's configuration, or is a function that gives them for the pool's directory.
  */
 export async function startPool(options = {}) {
   const kind = options.mode ?? mode;
@@ -260,7 +273,8 @@ export async function startPool(options = {}) {
         startCli(name, root, join(root, route === "sticky" ? `home-${name}` : "home"))),
     );
     if (kind === "taxiway") {
-      pool.taxiway = await startTaxiway(root, pool.clis, { routing: route, extra: options.config });
+      const extra = typeof options.config === "function" ? options.config(root) : options.config;
+      pool.taxiway = await startTaxiway(root, pool.clis, { routing: route, extra });
       pool.address = `127.0.0.1:${pool.taxiway.port}`;
       pool.admin = pool.taxiway.admin;
     } else {
@@ -272,6 +286,29 @@ export async function startPool(options = {}) {
     throw error;
   }
   return pool;
+}
+
+/** Runs a command of `taxiway` against the pool's Taxiway; rejects unless it exits with 0. */
+export async function command(pool, args, ms = START_MS) {
+  const [verb, ...rest] = args;
+  const full = [verb, "-c", pool.taxiway.file, ...rest];
+  const env = cleanEnvironment(join(pool.root, "taxiway-home"));
+  const log = join(pool.root, "commands.log");
+  const child = launch(taxiwayBin(), full, { cwd: pool.root, env, log });
+  const timer = setTimeout(() => child.kill("SIGKILL"), ms);
+  const ended = await child.exited;
+  clearTimeout(timer);
+  if (ended.code !== 0) {
+    throw new Error(`taxiway ${args.join(" ")}: ${JSON.stringify(ended)}\n${child.output()}`);
+  }
+  return child.output();
+}
+
+/** The persisted events of a session, as they are on disk; undefined if it has no log. */
+export function eventsOnDisk(cli, sessionId) {
+  const file = join(cli.home, "copilot", "session-state", sessionId, "events.jsonl");
+  if (!existsSync(file)) return undefined;
+  return readFileSync(file, "utf8").split("\n").filter(Boolean).map((line) => JSON.parse(line));
 }
 
 /** The end of every log, for a failed test's report. */

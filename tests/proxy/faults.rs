@@ -43,7 +43,7 @@ async fn call_is_lost(rig: &Rig, spoil: impl FnOnce(), reason: &str) {
     let began = Instant::now();
     let params = json!({ "sessionId": bad });
     let lost = client
-        .call("session.getMessages", params)
+        .call("session.abort", params)
         .await
         .unwrap_err();
     let took = began.elapsed();
@@ -70,15 +70,15 @@ async fn call_is_lost(rig: &Rig, spoil: impl FnOnce(), reason: &str) {
     client.turn(&bad, "two").await;
 }
 
-fn messages() -> Option<String> {
-    Some("session.getMessages".to_owned())
+fn aborts() -> Option<String> {
+    Some("session.abort".to_owned())
 }
 
 #[tokio::test]
 async fn garbage_instead_of_an_answer() {
     bounded(60, async {
         let rig = Rig::sticky(2).await;
-        let fault = Misbehaviour::Garbage { method: messages() };
+        let fault = Misbehaviour::Garbage { method: aborts() };
         call_is_lost(&rig, || rig.sims.get("s1").misbehave(fault), "violation").await;
     })
     .await;
@@ -88,7 +88,7 @@ async fn garbage_instead_of_an_answer() {
 async fn an_answer_under_an_id_that_nobody_asked_with() {
     bounded(60, async {
         let rig = Rig::sticky(2).await;
-        let fault = Misbehaviour::WrongId { method: messages() };
+        let fault = Misbehaviour::WrongId { method: aborts() };
         call_is_lost(&rig, || rig.sims.get("s1").misbehave(fault), "violation").await;
     })
     .await;
@@ -98,7 +98,7 @@ async fn an_answer_under_an_id_that_nobody_asked_with() {
 async fn half_an_answer_and_the_end_of_the_connection() {
     bounded(60, async {
         let (rig, broken) = broken_rig(|conf| conf).await;
-        let order = || broken.spoil("\"events\":[", Spoil::HalfThenClose);
+        let order = || broken.spoil("\"success\":", Spoil::HalfThenClose);
         call_is_lost(&rig, order, "violation").await;
     })
     .await;
@@ -108,7 +108,7 @@ async fn half_an_answer_and_the_end_of_the_connection() {
 async fn half_an_answer_and_no_more() {
     bounded(60, async {
         let (rig, broken) = broken_rig(|conf| conf.text("limits.frame_timeout", "500ms")).await;
-        let order = || broken.spoil("\"events\":[", Spoil::HalfThenSilence);
+        let order = || broken.spoil("\"success\":", Spoil::HalfThenSilence);
         call_is_lost(&rig, order, "violation").await;
     })
     .await;
@@ -130,10 +130,10 @@ async fn bytes_that_are_no_message() {
             let client = rig.client().await;
             let bad = id_placed_on(rig.admin(), "s1", "bytes").await;
             client.create(&bad).await;
-            broken.spoil("\"events\":[", Spoil::Bytes(bytes));
+            broken.spoil("\"success\":", Spoil::Bytes(bytes));
             let params = json!({ "sessionId": bad });
             let lost = client
-                .call("session.getMessages", params)
+                .call("session.abort", params)
                 .await
                 .unwrap_err();
             let shown = String::from_utf8_lossy(bytes);
@@ -184,7 +184,7 @@ async fn a_silent_backend_is_ejected_in_time_and_keeps_its_sessions() {
         let began = Instant::now();
         rig.sims.get("s1").pause();
         let waiting = client
-            .begin("session.getMessages", json!({ "sessionId": here }))
+            .begin("session.abort", json!({ "sessionId": here }))
             .await;
         rig.admin().health("s1", &["down"]).await;
         let took = began.elapsed();
@@ -250,10 +250,10 @@ async fn the_end_of_one_connection() {
         client.turn(&id, "one").await;
         let kept = id_placed_on(rig.admin(), "s1", "kept").await;
         other.create(&kept).await;
-        broken.spoil("\"events\":[", Spoil::Close);
+        broken.spoil("\"success\":", Spoil::Close);
         let params = json!({ "sessionId": id });
         let lost = client
-            .call("session.getMessages", params.clone())
+            .call("session.abort", params.clone())
             .await
             .unwrap_err();
         assert_eq!(lost.code, -32011, "{lost:?}");

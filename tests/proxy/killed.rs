@@ -51,7 +51,7 @@ async fn calls_in_flight_are_answered_within_100_ms_and_lost_turns_end() {
             .as_str()
             .unwrap();
         assert!(
-            said.contains("s1") && said.contains("perhaps lost: 1 message"),
+            said.contains("s1") && said.contains("perhaps lost"),
             "{said}"
         );
         let end = client
@@ -73,7 +73,7 @@ async fn calls_in_flight_are_answered_within_100_ms_and_lost_turns_end() {
             client.create(&id).await;
             assert_ne!(rig.sims.owner(&id).as_deref(), Some("s1"));
         }
-        // Its sessions are on its disk and nowhere else.
+        // Its sessions are on its disk and nowhere else, and what is said to them waits a while.
         let away = client
             .call("session.resume", json!({ "sessionId": lost }))
             .await
@@ -84,10 +84,7 @@ async fn calls_in_flight_are_answered_within_100_ms_and_lost_turns_end() {
         rig.sims.restart("s1").await;
         rig.admin().health("s1", &["up", "probation"]).await;
         for id in [&lost, &idle] {
-            client
-                .call("session.resume", json!({ "sessionId": id }))
-                .await
-                .unwrap();
+            // Opened again without a word of the client.
             client.turn(id, "after").await;
             assert_eq!(rig.sims.owner(id).as_deref(), Some("s1"));
         }
@@ -99,7 +96,7 @@ async fn calls_in_flight_are_answered_within_100_ms_and_lost_turns_end() {
     .await;
 }
 
-/// With one disk a closed session opens elsewhere as soon as its server is known to be dead.
+/// With one disk sessions are opened elsewhere, behind the client's back.
 #[tokio::test]
 async fn on_a_shared_disk_sessions_of_the_dead_open_elsewhere() {
     bounded(60, async {
@@ -121,10 +118,9 @@ async fn on_a_shared_disk_sessions_of_the_dead_open_elsewhere() {
         })
         .await;
         rig.sims.get("s1").kill();
-        rig.admin().health("s1", &["down"]).await;
         for id in &on_first {
             let params = json!({ "sessionId": id });
-            client.call("session.resume", params.clone()).await.unwrap();
+            assert_eq!(client.mode(id).await.unwrap(), "interactive");
             assert_eq!(rig.sims.owner(id).as_deref(), Some("s2"));
             let history = client.call("session.getMessages", params).await.unwrap();
             assert!(history.to_string().contains("remember"));

@@ -13,6 +13,7 @@ mod rig;
 
 mod bad_input;
 mod by_hand;
+mod failover;
 mod faults;
 mod ids;
 mod killed;
@@ -25,5 +26,6 @@ mod locate;
 mod placement;
 mod pressure;
 mod relay;
+mod released;
 mod reload;
 mod stop;

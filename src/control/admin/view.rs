@@ -38,6 +38,10 @@ pub struct BackendView {
     pub health_reason: Option<String>,
     /// Whether new sessions may be put here.
     pub takes_placements: bool,
+    /// Whether its sessions may be opened elsewhere.
+    pub released: bool,
+    /// For how long it has not been usable, in seconds; null if it is.
+    pub away_seconds: Option<f64>,
     /// No longer configured; still serves sessions.
     pub removed: bool,
     /// Configured or set weight.
@@ -69,6 +73,7 @@ impl From<&Backend> for BackendView {
             state: backend.admin.label().to_owned(),
             health: backend.health.label().to_owned(),
             takes_placements: backend.takes_placements(),
+            released: backend.released,
             removed: backend.removed,
             weight: backend.weight,
             weight_permille: backend.weight_permille,

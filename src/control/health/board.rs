@@ -13,10 +13,13 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::{
+    config,
     control::connection::Answer,
     core::{
+        event::Event,
         id::{BackendName, Secret, SessionId},
         outlier::{Cause, Outlier, Rules},
+        release::Ejection,
         snapshot::Health,
     },
 };
@@ -67,6 +70,8 @@ pub(in crate::control) enum Command {
     },
     ConnectFailed,
     Violation(Arc<str>),
+    /// Its process has ended.
+    Gone,
     /// Another backend lists what this one did not: it is to look again.
     ReadDisk,
 }
@@ -77,6 +82,8 @@ pub(in crate::control) struct Target {
     pub(in crate::control) address: Arc<str>,
     pub(in crate::control) token: Option<Secret>,
     pub(in crate::control) rules: Rules,
+    /// When it is given up although it is only silent.
+    pub(in crate::control) failover: Arc<config::Failover>,
     /// No longer configured, at least not here: the task asks from time to time whether it may go.
     pub(in crate::control) leaving: bool,
 }
@@ -95,6 +102,10 @@ pub(in crate::control) struct Observed {
     pub(in crate::control) probed: bool,
     /// Its process was seen to be gone, and no other has answered the handshake since.
     pub(in crate::control) gone: bool,
+    /// As in `snapshot::Backend`.
+    pub(in crate::control) released: bool,
+    /// Since when it cannot be used; none if it can.
+    pub(in crate::control) away: Option<Instant>,
     /// If it is silent, it may stay in placement when too many are: its disk is the right one.
     pub(in crate::control) fits: bool,
 }
@@ -133,6 +144,15 @@ pub(in crate::control) trait Board: Send + Sync {
     fn disk(&self, backend: &BackendName, sessions: Vec<SessionId>, asked: Instant) -> Comparison;
     fn lost(&self, backend: &BackendName, how: Lost);
     fn violation(&self, backend: &BackendName, what: &Arc<str>);
+    /// Whether it is out of placement: one that is silent may be kept there.
+    fn ejection(&self, backend: &BackendName) -> Ejection;
+    /// It is silent and given up.
+    fn given_up(&self, backend: &BackendName);
+    /// What it has to close before it is used.
+    fn moved_from(&self, backend: &BackendName) -> Vec<SessionId>;
+    /// It has closed these.
+    fn cleaned(&self, backend: &BackendName, sessions: &[SessionId]);
+    fn event(&self, event: Event);
     /// Takes a removed backend out of the pool, or a moving one to its new address, if nothing
     /// uses it any more.
     fn purge(&self, backend: &BackendName);
@@ -163,6 +183,8 @@ impl Observed {
             disk_read: false,
             probed: false,
             gone: false,
+            released: false,
+            away: None,
             fits: false,
         }
     }

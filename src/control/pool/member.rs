@@ -9,6 +9,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::Wish;
 use crate::{
     config,
     control::{
@@ -37,8 +38,7 @@ pub(super) struct Member {
     /// The address in force: the configured one once nothing uses the one before.
     pub(super) address: Arc<str>,
     pub(super) removed: bool,
-    pub(super) operator: Option<AdminState>,
-    pub(super) operator_weight: Option<u32>,
+    pub(super) wish: Wish,
     pub(super) observed: Observed,
     pub(super) heard: Option<Instant>,
     pub(super) ping: Option<Duration>,
@@ -51,7 +51,7 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn admin(&self) -> AdminState {
-        self.operator.unwrap_or(self.configured.state)
+        self.wish.state.unwrap_or(self.configured.state)
     }
 
     /// Whether it has another address from now on, but something still uses the old one.
@@ -71,10 +71,10 @@ impl Member {
     }
 
     /// Nothing uses the old address any more.
-    pub(super) fn finish_move(&mut self, rules: Rules) {
+    pub(super) fn finish_move(&mut self, rules: Rules, failover: &Arc<config::Failover>) {
         self.address = self.configured.address.clone();
         self.disk = None;
-        self.retarget(rules);
+        self.retarget(rules, failover);
     }
 
     pub(super) fn reason(&self) -> Option<Arc<str>> {
@@ -95,6 +95,8 @@ impl Member {
             return None;
         }
         Some(match self.observed.cause {
+            // It is out for good until it returns, and others are kept before it.
+            Some(Cause::Silent) if self.observed.released => Standing::Silent { heard: None },
             Some(Cause::Silent) if self.observed.fits => Standing::Silent { heard: self.heard },
             Some(_) | None => Standing::Settled,
         })
@@ -106,7 +108,7 @@ impl Member {
             name: self.configured.name.clone(),
             address: self.address.clone(),
             token: self.configured.connection_token.clone(),
-            weight: self.operator_weight.unwrap_or(self.configured.weight),
+            weight: self.wish.weight.unwrap_or(self.configured.weight),
             weight_permille: if kept {
                 KEPT_PERMILLE
             } else {
@@ -123,7 +125,7 @@ impl Member {
                 self.observed.health
             },
             removed: self.removed,
-            released: false,
+            released: self.observed.released,
             protocol_version: self.observed.protocol_version,
             version: self.observed.version.clone(),
             task_kinds: self.observed.task_kinds.clone(),
@@ -150,11 +152,12 @@ impl Member {
         }
     }
 
-    pub(super) fn retarget(&self, rules: Rules) {
+    pub(super) fn retarget(&self, rules: Rules, failover: &Arc<config::Failover>) {
         let target = Target {
             address: self.address.clone(),
             token: self.configured.connection_token.clone(),
             rules,
+            failover: failover.clone(),
             leaving: self.removed || self.is_moving(),
         };
         self.target.send_if_modified(|old| {
@@ -239,6 +242,7 @@ pub(super) fn same(old: &[Backend], new: &[Backend]) -> bool {
                 && a.admin == b.admin
                 && a.health == b.health
                 && a.removed == b.removed
+                && a.released == b.released
                 && a.protocol_version == b.protocol_version
                 && a.version == b.version
                 && a.task_kinds == b.task_kinds

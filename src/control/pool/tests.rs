@@ -17,6 +17,8 @@ use tokio::{
 use super::*;
 use crate::core::id::Secret;
 
+mod operators;
+mod release;
 mod reload;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +31,8 @@ enum Manner {
     Stopped,
     /// Answers no ping, but tells of sessions all the time.
     Busy,
+    /// Answers everything but `sessions.close`.
+    Clings,
     Garbage,
     /// Answers with an id that nobody used.
     WrongId,
@@ -153,7 +157,8 @@ async fn serve(stream: TcpStream, wishes: Arc<Wishes>) {
                 Manner::Busy if call["method"] == "ping" => {
                     frame(&lifecycle("session.updated", "b"))
                 }
-                Manner::Busy => frame(&answer),
+                Manner::Clings if call["method"] == "sessions.close" => Vec::new(),
+                Manner::Busy | Manner::Clings => frame(&answer),
                 Manner::Garbage => b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
                 Manner::WrongId => frame(&json!({"jsonrpc":"2.0","id":4711,"result":{}})),
                 Manner::Half => {
@@ -228,6 +233,8 @@ struct Ears {
     heard: Mutex<Vec<String>>,
     more: tokio::sync::Notify,
     in_use: AtomicUsize,
+    /// What backend `a` has to close.
+    moved: Mutex<Vec<SessionId>>,
 }
 
 impl Ears {
@@ -268,6 +275,27 @@ impl PoolSink for Ears {
 
     fn backend_lost(&self, backend: &BackendName, how: Lost) {
         self.note(format!("lost {backend} {how:?}"));
+    }
+
+    fn given_up(&self, backend: &BackendName) {
+        self.note(format!("given up {backend}"));
+    }
+
+    fn moved_from(&self, backend: &BackendName) -> Vec<SessionId> {
+        match backend.as_str() {
+            "a" => self.moved.lock().unwrap().clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn cleaned(&self, backend: &BackendName, sessions: &[SessionId]) {
+        let mut moved = self.moved.lock().unwrap();
+        moved.retain(|id| !sessions.contains(id));
+        self.note(format!("cleaned {backend} {}", sessions.len()));
+    }
+
+    fn operator(&self, backend: &BackendName, state: Option<AdminState>, weight: Option<u32>) {
+        self.note(format!("operator {backend} {state:?} {weight:?}"));
     }
 
     fn in_use(&self, _backend: &BackendName) -> usize {

@@ -107,13 +107,14 @@ impl Directory {
     /// `backend` is silent and given up: what it may have open may be opened elsewhere, once it is
     /// noted that it must close it when it comes back.
     pub fn backend_released(&mut self, backend: &BackendName) {
+        self.released.insert(backend.clone());
         for session in self.forget_maybe_open(backend) {
             self.note_moved(backend, &session);
             self.touch(&session);
         }
     }
 
-    fn note_moved(&mut self, from: &BackendName, session: &SessionId) {
+    pub(super) fn note_moved(&mut self, from: &BackendName, session: &SessionId) {
         self.moved
             .entry(from.clone())
             .or_default()

@@ -480,7 +480,7 @@ impl Mux {
                 let deleted = Output::Deleted(session.clone());
                 self.closed(cx, self.key_of(call), deleted);
             }
-            (Class::Session, Some(_)) if call.effect != Effect::Kept => {
+            (Class::Session, Some(_)) if !matches!(call.effect, Effect::Read | Effect::Kept) => {
                 if let Some(key) = self.key_at(call, slot) {
                     let answer = OwnAnswer {
                         succeeded: !says_failure(head, body),
@@ -520,7 +520,7 @@ impl Mux {
         self.change_entry(cx.now, key, |entry| {
             entry.attached = false;
             entry.kept = None;
-            entry.asked.clear();
+            entry.forget_asked();
         });
     }
 

@@ -215,7 +215,7 @@ impl Mux {
         if let Some(upstream) = self.upstreams.get_mut(slot) {
             upstream.given_up.extend(owed.map(|(id, _)| id.clone()));
         }
-        for (id, call) in self.hold_answers(cx, unanswered) {
+        for (id, call) in self.hold_repeatable(cx, unanswered, false) {
             let method = call.method.as_str().to_owned();
             let error = ProxyError::BackendLost {
                 backend: backend.clone(),
@@ -320,7 +320,7 @@ impl Mux {
             Vec::new()
         };
         let calls = lost.len();
-        let lost = self.hold_answers(cx, lost);
+        let lost = self.hold_repeatable(cx, lost, true);
         for (id, call) in lost {
             let method = call.method.as_str().to_owned();
             let error = ProxyError::BackendLost {

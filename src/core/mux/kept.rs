@@ -74,17 +74,11 @@ impl Mux {
             return;
         };
         let opens = matches!(call.class, Class::Create | Class::Resume);
-        let again = match call.effect {
-            Effect::RepeatLast
-            | Effect::RepeatEach
-            | Effect::Answer
-            | Effect::Interest
-            | Effect::Disinterest => true,
-            Effect::Kept | Effect::Flush | Effect::ModelChosen | Effect::Lost => {
-                let quiet = last.is_none_or(|at| cx.now.saturating_duration_since(at) >= QUIET);
-                quiet && entry.attached && entry.kept.is_some()
-            }
+        let quiet = || {
+            let quiet = last.is_none_or(|at| cx.now.saturating_duration_since(at) >= QUIET);
+            quiet && entry.attached && entry.kept.is_some()
         };
+        let again = call.effect.is_repeatable() || quiet();
         if opens && body.len() > limit {
             self.limit_hit("limits.session_params");
             return;
@@ -125,7 +119,7 @@ impl Mux {
         let entry = &mut self.entries[key];
         let Some(kept) = &mut entry.kept else { return };
         match call.effect {
-            Effect::Kept | Effect::Flush => {}
+            Effect::Read | Effect::Kept | Effect::Flush => {}
             Effect::ModelChosen => kept.model_chosen = true,
             Effect::Lost => kept.tainted = true,
             Effect::RepeatLast | Effect::RepeatEach | Effect::Interest => {
@@ -160,6 +154,17 @@ impl Mux {
                 let Some(answered) = answered else { return };
                 if answer.succeeded {
                     entry.asked.retain(|id| *id != answered);
+                    let params = call.copy.as_ref().and_then(|body| params_of(body));
+                    if let (Some(params), Some(_)) = (params, &entry.turn) {
+                        if entry.answers.len() >= REPEATS {
+                            entry.answers.remove(0);
+                        }
+                        entry.answers.push(Repeat {
+                            method: call.method.as_str().into(),
+                            params: params.into(),
+                            handle: None,
+                        });
+                    }
                 } else if let Some(turn) = &mut entry.turn
                     && let Some(backend) = turn.survived.take()
                 {

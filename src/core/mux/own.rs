@@ -30,6 +30,8 @@ impl Own {
 pub(super) enum Errand {
     Resume,
     Create,
+    /// An answer that the turn has had is given again, in case it was not on disk.
+    Answer,
     /// Does the turn that waits for the client go on?
     IsProcessing,
     Abort,

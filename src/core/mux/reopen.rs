@@ -19,7 +19,7 @@ use super::{
 };
 use crate::core::{
     event::{ClosedBy, Event, ReopenResult},
-    id::BackendName,
+    id::{BackendName, SessionId},
     idmap::RequestId,
     locate::Purpose,
     reopen::{self, Form},
@@ -45,7 +45,9 @@ pub(super) struct Reopening {
     abort: bool,
     /// It left nothing on disk, and was created again.
     created: bool,
-    /// How many of [`Kept::repeats`] were made.
+    /// How many of the turn's answers were given again.
+    answered: usize,
+    /// How many of [`Kept::repeats`](super::kept::Kept) were made.
     repeated: usize,
 }
 
@@ -84,8 +86,9 @@ impl Mux {
     /// Whether its turn goes on in the process that opens it again: it waits for the client alone.
     pub(super) fn turn_survives(&self, key: usize) -> bool {
         let entry = &self.entries[key];
-        let waits = entry.turn.as_ref().is_some_and(|t| t.confirmed) && !entry.asked.is_empty();
-        waits && self.may_reopen(key)
+        let in_turn = entry.turn.as_ref().is_some_and(|t| t.confirmed);
+        let waits = !entry.asked.is_empty() || !entry.answers.is_empty();
+        in_turn && waits && self.may_reopen(key)
     }
 
     /// The session is not heard any more: it is opened again. `turn_lost`: its turn was told as
@@ -111,6 +114,7 @@ impl Mux {
             failures,
             abort,
             created: false,
+            answered: 0,
             repeated: 0,
         };
         self.change_entry(cx.now, key, |entry| {
@@ -119,9 +123,7 @@ impl Mux {
             entry.attaching = 0;
             entry.gate = None;
             entry.reopening = Some(Box::new(reopening));
-            if !entry.asked.is_empty()
-                && let Some(turn) = &mut entry.turn
-            {
+            if let Some(turn) = &mut entry.turn {
                 turn.survived = Some(from.clone());
             }
             let sends = std::mem::take(&mut entry.sends);
@@ -204,7 +206,7 @@ impl Mux {
         self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
         let entry = &mut self.entries[key];
         entry.turn = None;
-        entry.asked.clear();
+        entry.forget_asked();
         self.start_reopening(cx, key, backend, in_turn);
     }
 
@@ -256,46 +258,54 @@ impl Mux {
         self.entries[key].held.push_front(held);
         Some(RetriedCall::Held)
     }
-    /// Calls that were with a backend when it was lost, and may be repeated: the answers to what a
-    /// turn waits for. The others come back.
-    pub(super) fn hold_answers(
+    /// Calls that were with a backend when it died, or when it fell silent, and that may be made
+    /// once more: held again, as if they had just come. The others come back.
+    pub(super) fn hold_repeatable(
         &mut self,
         cx: &Context<'_>,
         lost: Vec<(RequestId, Call)>,
+        died: bool,
     ) -> Vec<(RequestId, Call)> {
-        let mut again: Vec<(usize, Held)> = Vec::new();
+        let mut again: Vec<(SessionId, Vec<Held>)> = Vec::new();
         let mut rest = Vec::new();
         for (id, mut call) in lost {
-            let key = self.key_of(&call).filter(|key| {
-                let entry = &self.entries[*key];
-                entry.kept.is_some() && entry.turn.is_some()
-            });
-            let repeats = call.effect == Effect::Answer && !call.repeated;
-            match key.filter(|_| repeats).zip(call.copy.take()) {
-                Some((key, body)) => {
-                    // Out of the table for a moment: `settle` has not seen it.
-                    self.held_bytes -= body.len();
-                    let held = Held {
-                        call: id.clone(),
-                        purpose: Purpose::Use,
-                        body: body.into_vec(),
-                        since: cx.now,
-                    };
-                    self.held_bytes += held.body.len();
-                    call.repeated = true;
-                    call.place = Place::Held;
-                    self.calls.insert(id, call);
-                    again.push((key, held));
-                }
-                None => rest.push((id, call)),
+            let repeats = if matches!(call.class, Class::Create | Class::Resume) {
+                // Nothing came of it that anybody was told.
+                died
+            } else if died {
+                call.class == Class::Session && call.effect.is_repeatable()
+            } else {
+                matches!(call.effect, Effect::Read | Effect::Answer)
+            };
+            let session = call.session.clone().filter(|_| repeats && !call.repeated);
+            let Some((session, body)) = session.zip(call.copy.take()) else {
+                rest.push((id, call));
+                continue;
+            };
+            self.settle(cx, &call);
+            self.held_bytes -= body.len();
+            call.fallback = None;
+            call.withheld = None;
+            call.repeated = true;
+            call.place = Place::Held;
+            let held = Held {
+                call: id.clone(),
+                purpose: Call::purpose(call.class),
+                body: body.into_vec(),
+                since: cx.now,
+            };
+            self.calls.insert(id, call);
+            match again.iter_mut().find(|(s, _)| *s == session) {
+                Some((_, list)) => list.push(held),
+                None => again.push((session, vec![held])),
             }
         }
-        for (key, held) in again.into_iter().rev() {
-            self.entries[key].held.push_front(held);
-            self.note_waiting(key);
+        for (session, list) in again {
+            self.requeue(session, list);
         }
         rest
     }
+
     // Opening.
 
     /// The answer to the question of [`Mux::seek`].
@@ -314,6 +324,7 @@ impl Mux {
                     if let Some(reopening) = &mut entry.reopening {
                         reopening.stage = Stage::Calling;
                         reopening.created = false;
+                        reopening.answered = 0;
                         reopening.repeated = 0;
                     }
                 });
@@ -340,6 +351,10 @@ impl Mux {
             }),
             Errand::Create => opens(Form::Create),
             Errand::Save(_) | Errand::Nobodys => return,
+            Errand::Answer => entry
+                .answers
+                .get(reopening.answered)
+                .map(|r| (&*r.method, r.params.to_string())),
             Errand::IsProcessing => Some((
                 "session.metadata.isProcessing",
                 reply::session_params(session),
@@ -377,13 +392,10 @@ impl Mux {
             return;
         };
         match own.errand {
-            Errand::Resume if answer.succeeded => {
-                let survivor = self.entries[key].turn.is_some();
-                if survivor {
-                    self.run(cx, key, Errand::IsProcessing, out);
-                } else {
-                    self.next_errand(cx, key, out);
-                }
+            Errand::Resume if answer.succeeded => self.ask_survivor(cx, key, out),
+            Errand::Answer => {
+                reopening.answered += 1;
+                self.ask_survivor(cx, key, out);
             }
             Errand::Resume if answer.not_found => self.run(cx, key, Errand::Create, out),
             Errand::Create if answer.succeeded => {
@@ -415,6 +427,21 @@ impl Mux {
         }
     }
 
+    /// Whether the turn goes on shows once it has been given what it may have forgotten.
+    fn ask_survivor(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &self.entries[key];
+        let Some(reopening) = &entry.reopening else {
+            return;
+        };
+        if entry.turn.is_none() {
+            self.next_errand(cx, key, out);
+        } else if reopening.answered < entry.answers.len() {
+            self.run(cx, key, Errand::Answer, out);
+        } else {
+            self.run(cx, key, Errand::IsProcessing, out);
+        }
+    }
+
     fn next_errand(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
         let entry = &mut self.entries[key];
         let (Some(reopening), Some(kept)) = (&mut entry.reopening, &entry.kept) else {
@@ -435,7 +462,7 @@ impl Mux {
         if let Some(turn) = &mut entry.turn
             && let Some(backend) = turn.survived.take()
         {
-            entry.asked.clear();
+            entry.forget_asked();
             let cause = LostBy::Backend(backend);
             self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
             self.entries[key].turn = None;
@@ -523,7 +550,7 @@ impl Mux {
         self.change_entry(cx.now, key, |entry| {
             was = entry.reopening.take();
             entry.kept = None;
-            entry.asked.clear();
+            entry.forget_asked();
         });
         self.note_waiting(key);
         if let Some(was) = was {
@@ -565,7 +592,7 @@ impl Mux {
             return false;
         }
         let entry = &mut self.entries[key];
-        entry.asked.clear();
+        entry.forget_asked();
         let in_turn = entry.turn.is_some();
         let cause = LostBy::Backend(backend.clone());
         self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{kept::Kept, reopen::Reopening, upstream::SlotId};
+use super::{
+    kept::{Kept, Repeat},
+    reopen::Reopening,
+    upstream::SlotId,
+};
 use crate::core::{
     event::TurnOutcome,
     id::{BackendName, SessionId},
@@ -121,6 +125,10 @@ pub(super) struct Entry {
     pub(super) reopening: Option<Box<Reopening>>,
     /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
     pub(super) asked: Vec<String>,
+    /// Answers to such that were acknowledged in this turn: they may not be on disk.
+    pub(super) answers: Vec<Repeat>,
+    /// When `shown` was.
+    pub(super) shown_at: Option<Instant>,
     /// When the client's last call for it came.
     pub(super) called: Option<Instant>,
     /// It is counted in [`Mux::waiting`](super::Mux).
@@ -145,6 +153,8 @@ impl Entry {
             kept: None,
             reopening: None,
             asked: Vec::new(),
+            answers: Vec::new(),
+            shown_at: None,
             called: None,
             waits: false,
         }
@@ -173,6 +183,12 @@ impl Entry {
     /// Whether an attach is under way or has been made, so that another one costs no new place.
     pub(super) fn has_place(&self) -> bool {
         self.claimed || self.held.iter().any(|held| held.purpose.attaches())
+    }
+
+    /// The turn waits for nothing any more.
+    pub(super) fn forget_asked(&mut self) {
+        self.asked.clear();
+        self.answers.clear();
     }
 
     /// Whether nothing is left that needs the entry.

@@ -211,7 +211,7 @@ impl Mux {
                 self.count_event(cx.now, key, body.len());
                 if kind == b"user.message" {
                     self.learn_history(key);
-                    self.note_shown(key, body);
+                    self.note_shown(cx.now, key, body);
                     self.steer(cx, key, out);
                 }
             }
@@ -236,7 +236,7 @@ impl Mux {
                         ClosedBy::Backend
                     };
                     self.record_turn(cx, key, None, outcome, by, event_mark(body));
-                    self.entries[key].asked.clear();
+                    self.entries[key].forget_asked();
                     self.settle_entry(key);
                 }
             }
@@ -372,7 +372,12 @@ impl Mux {
             .as_ref()
             .filter(|t| t.confirmed && (entry.attached || entry.reopening.is_some()))
         {
-            let unseen: Vec<&str> = turn.unseen.iter().map(String::as_str).collect();
+            let fresh = entry
+                .shown_at
+                .is_some_and(|at| cx.now.saturating_duration_since(at) < ON_DISK);
+            let shown = entry.shown.as_ref().filter(|_| fresh);
+            let unseen = turn.unseen.iter().chain(shown);
+            let unseen: Vec<&str> = unseen.map(String::as_str).collect();
             let stamp = Stamp {
                 id: spread(seed),
                 at: cx.wall,
@@ -429,14 +434,18 @@ impl Mux {
     }
 
     /// A `user.message` shows that the message it names is in the history.
-    fn note_shown(&mut self, key: usize, body: &[u8]) {
+    fn note_shown(&mut self, now: Instant, key: usize, body: &[u8]) {
         let entry = &mut self.entries[key];
         entry.shown = message_id(body);
+        entry.shown_at = Some(now);
         if let (Some(turn), Some(shown)) = (&mut entry.turn, &entry.shown) {
             turn.unseen.retain(|id| id != shown);
         }
     }
 }
+
+/// A message that was shown is on disk some 150 ms later, and may be lost with its process before.
+const ON_DISK: Duration = Duration::from_millis(300);
 
 /// How many acknowledged sends of one turn are named when it is lost.
 const MAX_UNSEEN: usize = 64;

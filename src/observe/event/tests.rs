@@ -146,6 +146,47 @@ fn every_event() -> Vec<(Event, &'static str)> {
             "backend",
         ),
         (
+            Event::BackendReleased {
+                backend: backend.clone(),
+                how: How::Fenced,
+                silent: Duration::from_secs(10),
+                fence: Some(text.clone()),
+            },
+            "backend",
+        ),
+        (
+            Event::BackendReleased {
+                backend: backend.clone(),
+                how: How::Unfenced,
+                silent: Duration::from_secs(10),
+                fence: None,
+            },
+            "backend",
+        ),
+        (
+            Event::BackendReleased {
+                backend: backend.clone(),
+                how: How::Gone,
+                silent: Duration::ZERO,
+                fence: None,
+            },
+            "backend",
+        ),
+        (
+            Event::FenceFailed {
+                backend: backend.clone(),
+                reason: text.clone(),
+            },
+            "backend",
+        ),
+        (
+            Event::BackendReturned {
+                backend: backend.clone(),
+                closed: 3,
+            },
+            "backend",
+        ),
+        (
             Event::BackendViolation {
                 backend: backend.clone(),
                 what: text.clone(),
@@ -309,6 +350,9 @@ fn each_event_moves_its_counter_once() {
         "taxiway_limit_hits_total{limit=\"limits.frame\"} 1",
         "taxiway_session_create_existing_total{action=\"resume\"} 1",
         "taxiway_session_not_found_total{reason=\"unknown\"} 1",
+        "taxiway_failovers_total{result=\"fenced\"} 1",
+        "taxiway_failovers_total{result=\"unfenced\"} 1",
+        "taxiway_failovers_total{result=\"fence_failed\"} 1",
         "taxiway_config_reloads_total{result=\"success\"} 2",
         "taxiway_config_reloads_total{result=\"failure\"} 1",
         "taxiway_config_last_reload_successful 0",
@@ -320,7 +364,12 @@ fn each_event_moves_its_counter_once() {
         .metrics()
         .forget_backend(&BackendName::from("cli-1"));
     observer.record(&Event::Turn(Box::new(turn())));
-    assert!(!observer.metrics().render().contains("cli-1"));
+    let text = observer.metrics().render();
+    assert!(!text.contains("cli-1"));
+    assert!(
+        !text.contains("result=\"gone\""),
+        "that is no failure to decide"
+    );
 }
 
 #[test]

@@ -57,6 +57,7 @@ pub struct Metrics {
     families: Families,
     backends: Mutex<BTreeMap<BackendName, Arc<BackendMetrics>>>,
     pool_panic: IntGauge,
+    failovers: Series<&'static str, IntCounter>,
     session_not_found: Series<&'static str, IntCounter>,
     session_create_existing: Series<&'static str, IntCounter>,
     sessions_stranded: IntGauge,
@@ -117,6 +118,7 @@ impl Metrics {
             families: Families::new(r),
             backends: Mutex::default(),
             pool_panic: int_gauge(r, &table::POOL_PANIC),
+            failovers: counter_series(r, &table::FAILOVERS),
             session_not_found: counter_series(r, &table::SESSION_NOT_FOUND),
             session_create_existing: counter_series(r, &table::SESSION_CREATE_EXISTING),
             sessions_stranded: int_gauge(r, &table::SESSIONS_STRANDED),
@@ -260,6 +262,11 @@ impl Metrics {
     /// Whether more backends are unhealthy than may be ejected.
     pub fn pool_panic(&self, on: bool) {
         self.pool_panic.set(i64::from(on));
+    }
+
+    /// A silent backend was given up or was not, or a session was opened again or was not.
+    pub fn failover(&self, result: &'static str) {
+        self.failovers.with(result, IntCounter::inc);
     }
 
     /// A reload ended at that Unix time. Counted by `Event::Reload`.

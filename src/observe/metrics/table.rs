@@ -84,6 +84,9 @@ table! {
         "Times a backend was taken out of placement by observation.";
     BACKEND_SESSIONS_OPENED: Counter "taxiway_backend_sessions_opened_total" ["backend"]
         "Sessions created or resumed on a backend.";
+    FAILOVERS: Counter "taxiway_failovers_total" ["result"]
+        "What became of silent backends: fenced, unfenced (given up without a fence command), \
+         fence_failed; and of sessions that lost their backend: reopened, recreated, failed.";
     POOL_PANIC: Gauge "taxiway_pool_panic" []
         "1 while more backends are unhealthy than health.max_ejected allows to eject.";
     FRAMES: Counter "taxiway_frames_total" ["direction", "kind"]

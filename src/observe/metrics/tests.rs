@@ -28,6 +28,7 @@ fn everything(metrics: &Metrics) {
     metrics.session_create_existing("resume");
     metrics.sessions_stranded(5);
     metrics.pool_panic(true);
+    metrics.failover("reopened");
     metrics.reload(true, 1_700_000_000.0);
     metrics.adopt_log_counter(&loose_counter(&table::LOG_LINES_DROPPED));
     let backend = metrics.backend(&BackendName::from("cli-1"));

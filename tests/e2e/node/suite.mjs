@@ -7,10 +7,10 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { after, before, test } from "node:test";
 import { CopilotClient, RuntimeConnection, approveAll } from "@github/copilot-sdk";
-import { logTails, mode, poll, routing, startPool } from "../pool.mjs";
+import { logTails, metric, mode, poll, routing, startPool } from "../pool.mjs";
 import { CallError, RawClient } from "../raw.mjs";
 
-export { assert, mode, poll, routing, CallError, RawClient };
+export { assert, metric, mode, poll, routing, startPool, CallError, RawClient };
 
 /** No test may take longer; a turn that waits for nothing takes 0.2 s. */
 const TEST_MS = 60_000;
@@ -35,8 +35,8 @@ export function usePool(options = {}) {
   before(async () => Object.assign(pool, await startPool(options)), { timeout: TEST_MS });
   after(() => pool.stop?.(), { timeout: TEST_MS });
 
-  const scenario = (name, body) =>
-    test(name, { timeout: TEST_MS }, async (t) => {
+  const scenario = (name, body, ms = TEST_MS) =>
+    test(name, { timeout: ms }, async (t) => {
       const open = [];
       const kit = {
         t,
@@ -93,10 +93,10 @@ export function usePool(options = {}) {
     for (const side of sides.values()) side.destroy();
   });
   const sideOf = async (cli) => {
-    const old = sides.get(cli.name);
+    const old = sides.get(cli);
     if (old && old.closedAt === undefined) return old;
     const side = await RawClient.connect(cli.port);
-    sides.set(cli.name, side);
+    sides.set(cli, side);
     return side;
   };
   /** Names of the CLIs that have the session open: `session.mode.get` is answered only there. */

@@ -45,6 +45,7 @@ impl Conf {
             .text("identity.session_id_user", "^user-(?<user>.+?)--")
             // Placement by rank alone, so that a test can tell beforehand where a session goes.
             .set("routing.load_factor", "0")
+            .text("routing.home_wait", "2s")
             .text("health.interval", "200ms")
             .text("health.timeout", "1s")
             .set("health.unhealthy_after", "2")

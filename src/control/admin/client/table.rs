@@ -2,7 +2,7 @@
 //!
 //! Must not print a control character that came from elsewhere.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use serde_json::Value;
 
@@ -49,7 +49,7 @@ pub(super) fn status(readiness: &Readiness, backends: &[BackendView]) -> String 
             b.name.clone(),
             b.address.clone(),
             state,
-            b.health.clone(),
+            health_shown(b),
             b.weight.to_string(),
             b.sessions_open.to_string(),
             b.turns_open.to_string(),
@@ -62,12 +62,31 @@ pub(super) fn status(readiness: &Readiness, backends: &[BackendView]) -> String 
     ];
     out.push_str(&table(&head, &[4, 5, 6, 7], rows));
     for backend in backends {
-        if let Some(reason) = &backend.health_reason {
-            writeln!(out, "{}: {}", safe(&backend.name), safe(reason))
+        let away = backend.away_seconds.map(|seconds| {
+            let since = Duration::from_secs(seconds.max(0.0) as u64);
+            let since = humantime::format_duration(since);
+            match backend.released {
+                true => format!("away for {since}, its sessions are opened elsewhere"),
+                false => format!("away for {since}"),
+            }
+        });
+        let told: Vec<String> = [backend.health_reason.clone(), away]
+            .into_iter()
+            .flatten()
+            .collect();
+        if !told.is_empty() {
+            writeln!(out, "{}: {}", safe(&backend.name), safe(&told.join("; ")))
                 .expect("writing to a String cannot fail");
         }
     }
     out
+}
+
+fn health_shown(backend: &BackendView) -> String {
+    match backend.released {
+        true => format!("{} (released)", backend.health),
+        false => backend.health.clone(),
+    }
 }
 
 pub(super) fn sessions(page: &Page<SessionView>) -> String {
@@ -99,7 +118,7 @@ pub(super) fn backend(view: &BackendView) -> String {
         "{}: {}, {}, weight {}, {} open sessions, {} open turns\n",
         safe(&view.name),
         safe(&view.state),
-        safe(&view.health),
+        safe(&health_shown(view)),
         view.weight,
         view.sessions_open,
         view.turns_open

@@ -46,6 +46,21 @@ async fn status_is_a_table() {
          cli-2    10.0.0.1:4321  ready  down         1         0      0        -  1.0.102\n\
          cli-2: refused\u{fffd}[2J\n"
     );
+    {
+        let mut backends = served.stage.backends.lock().unwrap();
+        backends[0].away_seconds = Some(0.4);
+        backends[1].released = true;
+        backends[1].away_seconds = Some(75.2);
+        backends[1].health_reason = Some("does not answer".into());
+    }
+    let told = table(&client(&served, None), Command::Status).await;
+    for line in [
+        "cli-1: away for 0s\n",
+        "  down (released)  ",
+        "cli-2: does not answer; away for 1m 15s, its sessions are opened elsewhere\n",
+    ] {
+        assert!(told.contains(line), "{line:?} is not in {told}");
+    }
     *served.stage.readiness.lock().unwrap() = Readiness {
         ready: false,
         reasons: vec!["draining".into()],

@@ -86,6 +86,8 @@ fn a_lost_turn_is_ended_in_the_events_that_the_client_waits_for() {
             &event(session, "user.message", json!({"messageId": "m0"})),
         );
     }
+    // Long enough for it to be on disk.
+    rig.pass(Duration::from_secs(1));
     rig.send(1, "s1");
     rig.backend("a", &result(1, json!({"messageId": "m1"})));
     rig.send_and_wait(2, "s1");

@@ -27,6 +27,11 @@ fn read(id: i64, session: &str) -> String {
     request(id, "session.getMessages", json!({"sessionId": session}))
 }
 
+/// A call that cannot be made twice.
+fn act(id: i64, session: &str) -> String {
+    request(id, "session.plan.delete", json!({"sessionId": session}))
+}
+
 /// The only frame that a backend has received: a call of our own.
 #[track_caller]
 fn own_call(rig: &mut Rig, backend: &str) -> Value {
@@ -155,10 +160,18 @@ fn a_running_turn_is_lost_and_one_that_waits_for_the_client_is_not() {
         rig.client(&request(2, "session.tools.handlePendingToolCall", answer));
         assert_eq!(rig.heard_ids("b"), [json!(2)]);
         rig.backend("b", &result(2, json!({"success": true})));
+        assert_eq!(rig.said_one()["id"], json!(2));
+        // Acknowledged, but perhaps not on disk: it is given again.
+        rig.homes.insert("s1".into(), "c".into());
+        rig.lose("b");
         rig.silent();
-        grant(&mut rig, "b", "sessions.save", json!({}));
-        assert_eq!(rig.said_one()["id"], json!(2), "once it is on disk");
-        rig.backend("b", &event("s1", "session.idle", json!({})));
+        grant(&mut rig, "c", "session.resume", json!({}));
+        let method = "session.tools.handlePendingToolCall";
+        let again = grant(&mut rig, "c", method, json!({"success": true}));
+        assert_eq!(again["result"], json!("x"));
+        let processing = json!({"processing": true});
+        grant(&mut rig, "c", "session.metadata.isProcessing", processing);
+        rig.backend("c", &event("s1", "session.idle", json!({})));
         assert_eq!(turn_ends(&mut rig), [(TurnOutcome::Ok, ClosedBy::Backend)]);
     }
 }
@@ -201,7 +214,8 @@ fn the_answer_that_a_turn_waits_for_is_given_again() {
     rig.backend("a", &event("s1", "external_tool.requested", data));
     let answer = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
     rig.client(&request(2, "session.tools.handlePendingToolCall", answer));
-    rig.client(&read(3, "s1"));
+    rig.client(&act(3, "s1"));
+    rig.client(&read(4, "s1"));
     rig.said();
     rig.homes.insert("s1".into(), "b".into());
     rig.lose("a");
@@ -209,7 +223,7 @@ fn the_answer_that_a_turn_waits_for_is_given_again() {
     grant(&mut rig, "b", "session.resume", json!({}));
     let processing = json!({"processing": true});
     grant(&mut rig, "b", "session.metadata.isProcessing", processing);
-    assert_eq!(rig.heard_ids("b"), [json!(2)]);
+    assert_eq!(rig.heard_ids("b"), [json!(2), json!(4)]);
 }
 
 #[test]
@@ -318,9 +332,9 @@ fn a_session_that_its_backend_closed_in_silence_is_opened_again_and_the_call_rep
     });
     assert_eq!(told, [("s1".to_owned(), "a".to_owned())]);
     // Closed again, right after a call: there is no copy of the next one, but a way back.
-    rig.client(&read(3, "s1"));
+    rig.client(&act(3, "s1"));
     rig.heard("a");
-    rig.backend("a", &not_found(3, "session.getMessages", "s1"));
+    rig.backend("a", &not_found(3, "session.plan.delete", "s1"));
     let said = rig.said_raw();
     assert!(
         said.last().unwrap().contains("Session not found"),
@@ -349,7 +363,7 @@ fn news_of_a_close_reopen_it_for_the_others_too() {
 fn a_backend_that_is_lost_again_and_again_is_left_again_and_again() {
     let mut rig = rig();
     rig.open("s1", "a");
-    rig.client(&read(1, "s1"));
+    rig.client(&act(1, "s1"));
     rig.lose("a");
     assert_eq!(rig.error(), (json!(1), -32011));
     rig.client(&read(2, "s1"));

@@ -1,0 +1,299 @@
+// Servers killed, stopped and restarted at random under real load: what was acknowledged is kept,
+// what is lost is said, and no session ever has two owners.
+//
+// Three real CLI servers on one home, Taxiway in shared-storage mode, twenty sessions of four
+// Node SDK clients. The order of faults and prompts comes from one seed, which is printed:
+// CHAOS_SEED=N repeats them (not the scheduling), CHAOS_SECONDS=N says how long (default 40).
+
+import { randomInt } from "node:crypto";
+import { defineTool } from "@github/copilot-sdk";
+import { eventsOnDisk } from "../pool.mjs";
+import {
+  assert, CallError, metric, newId, poll, promptOf, RawClient, usePool, within,
+} from "./suite.mjs";
+
+const SECONDS = Number(process.env.CHAOS_SECONDS ?? 40);
+const SEED = Number(process.env.CHAOS_SEED ?? randomInt(2 ** 31));
+const CLIENTS = 4;
+const SESSIONS = 20;
+/** Longest time for any call or turn: two faults one after the other, and two cores for all. */
+const BOUND_MS = 45_000;
+const HANG_MS = 2_000;
+/** Time for a server that woke up to be cleaned by Taxiway: two probes and the calls. */
+const CLEAN_MS = 10_000;
+
+const { pool, scenario, config, told } = usePool({
+  mode: "taxiway",
+  routing: "shared-storage",
+  config: { failover: { hang_timeout: `${HANG_MS}ms` } },
+});
+
+/** A small seeded generator (mulberry32); each worker has its own stream of it. */
+function dice(seed) {
+  let state = seed >>> 0;
+  const next = () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+  return {
+    between: (from, to) => from + Math.floor(next() * (to - from + 1)),
+    one: (list) => list[Math.floor(next() * list.length)],
+  };
+}
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const MARK = /mark-[a-z0-9-]+-\d+-end/;
+const markOf = (text) => MARK.exec(text)?.[0];
+
+/**
+ * One turn, judged by its events. `acked`: the send was answered. `outcome`: `completed` (its own
+ * prompt was seen and the turn ended by itself), `lost` (told by session.error or an aborted
+ * idle), `refused` (the send got an error).
+ */
+async function turn(session, mark, prompt) {
+  let stop;
+  const ended = new Promise((resolve) => {
+    let mine = false;
+    let error;
+    stop = session.on(({ type, data }) => {
+      if (type === "user.message") mine ||= data.content.includes(mark);
+      else if (type === "session.error") error ??= data.message;
+      else if (type === "session.idle") {
+        if (error !== undefined || data.aborted) resolve({ outcome: "lost", error });
+        else if (mine) resolve({ outcome: "completed" });
+      }
+    });
+  });
+  try {
+    try {
+      await within(`the answer to the send of ${mark}`, BOUND_MS, session.send({ prompt }));
+    } catch (error) {
+      if (error.code === undefined) throw error;
+      // It may have run: its turn's end, if it had one, is told in the next moments.
+      await Promise.race([ended, pause(1_000)]);
+      return { acked: false, outcome: "refused", error: `${error.code} ${error.message}` };
+    }
+    return { acked: true, ...await within(`the end of the turn of ${mark}`, BOUND_MS, ended) };
+  } finally {
+    stop();
+  }
+}
+
+const script = (random, mark) => random.one([
+  `${mark} [[len 3]]`,
+  `${mark} [[len 30]] [[slow 15]]`,
+  `${mark} [[len 80]] [[slow 20]]`,
+  `${mark} [[tool note {"text":"a"}]] [[len 10]] [[slow 10]]`,
+  `${mark} [[tool note {"text":"a"}]] [[tool slow_note {"text":"b"}]]`,
+  `${mark} [[ptool note {"text":"a"}]] [[ptool slow_note {"text":"b"}]] [[len 5]]`,
+]);
+
+/** Calls beside the turns: read-only, from the same client. Any answer will do, an error too. */
+const asides = [
+  ({ session }) => session.rpc.mode.get(),
+  ({ session }) => session.rpc.metadata.isProcessing(),
+  ({ session }) => session.getEvents(),
+  ({ client }) => client.listSessions(),
+  ({ client }) => client.ping("aside"),
+];
+
+/** Uses one session until `over()`; everything that was said goes into its ledger. */
+async function use(seat, random, over) {
+  while (!over()) {
+    await pause(random.between(50, 800));
+    if (over()) return;
+    if (random.between(0, 3) === 0) {
+      const call = random.one(asides)(seat);
+      await within(`a call beside the turns of ${seat.id}`, BOUND_MS, call.catch((error) => {
+        if (error.code === undefined) throw error;
+      }));
+    }
+    const mark = `mark-${seat.id}-${seat.ledger.length}-end`;
+    const entry = { mark, outcome: "open" };
+    seat.ledger.push(entry);
+    Object.assign(entry, await turn(seat.session, mark, script(random, mark)));
+  }
+}
+
+/** Breaks one server at a time, at most two of three at once, until `over()`. */
+async function breakThings(random, over, faults) {
+  const busy = new Map();
+  const kinds = {
+    kill: async (cli) => {
+      await cli.kill();
+      await pause(random.between(100, 2_000));
+      await cli.start();
+    },
+    restart: async (cli) => {
+      await cli.process.stop();
+      await pause(random.between(0, 1_000));
+      await cli.start();
+    },
+    stop: async (cli) => {
+      cli.pause();
+      await pause(random.between(100, 3 * HANG_MS));
+      cli.wokeAt = performance.now();
+      cli.wake();
+    },
+  };
+  while (!over()) {
+    await pause(random.between(500, 3_000));
+    const idle = pool.clis.filter((cli) => !busy.has(cli));
+    // One server is always left, and has had time to take the others' sessions.
+    if (over() || idle.length < 2) continue;
+    const cli = random.one(idle);
+    const kind = random.one(Object.keys(kinds));
+    faults[kind] = (faults[kind] ?? 0) + 1;
+    busy.set(cli, kinds[kind](cli).finally(() => busy.delete(cli)));
+  }
+  await Promise.all(busy.values());
+}
+
+/**
+ * Asks each living server all the time which sessions it has open. Two that both say so, the
+ * first before and after the second, are two owners; a server that woke up has CLEAN_MS.
+ */
+async function watchOwners(ids, over, found) {
+  const sides = new Map();
+  const has = async (cli, sessionId) => {
+    if (cli.paused || cli.process.ended) return false;
+    try {
+      let side = sides.get(cli);
+      if (side === undefined || side.closedAt !== undefined) {
+        side = await within("connect", 1_000, RawClient.connect(cli.port));
+        sides.set(cli, side);
+      }
+      await within("mode.get", 1_000, side.call("session.mode.get", { sessionId }));
+      return true;
+    } catch (error) {
+      if (error instanceof CallError) return false;
+      sides.get(cli)?.destroy();
+      sides.delete(cli);
+      return false;
+    }
+  };
+  const waking = (cli) =>
+    cli.paused || (cli.wokeAt !== undefined && performance.now() - cli.wokeAt < CLEAN_MS);
+  let rounds = 0;
+  while (!over()) {
+    for (const id of ids) {
+      const owners = [];
+      for (const cli of pool.clis) if (await has(cli, id)) owners.push(cli);
+      if (owners.length < 2) continue;
+      const still = [];
+      for (const cli of owners) if (await has(cli, id)) still.push(cli);
+      if (still.length > 1 && !still.some(waking)) {
+        found.push(`${id} is open on ${still.map((cli) => cli.name)}`);
+      }
+    }
+    rounds += 1;
+    await pause(50);
+  }
+  for (const side of sides.values()) side.destroy();
+  return rounds;
+}
+
+/** Each mark once, in the order sent, and every completed one present. */
+function checkHistory(seat, marks, where) {
+  const sent = seat.ledger.map(({ mark }) => mark);
+  const places = marks.map((mark) => sent.indexOf(mark));
+  assert.ok(!places.includes(-1), `${where} of ${seat.id}: never sent: ${marks}`);
+  for (let i = 1; i < places.length; i += 1) {
+    assert.ok(places[i] > places[i - 1],
+      `${where} of ${seat.id}: ${marks[i]} comes after ${marks[i - 1]}`);
+  }
+  for (const { mark, outcome } of seat.ledger) {
+    if (outcome === "completed") {
+      assert.ok(marks.includes(mark), `${where} of ${seat.id}: ${mark} is not there`);
+    }
+  }
+}
+
+const marksTold = (id) => told(id).map((text) => markOf(promptOf(text))).filter(Boolean);
+
+scenario("random kills, stops and restarts lose nothing that was acknowledged", async (kit) => {
+  kit.t.diagnostic(`CHAOS_SEED=${SEED} CHAOS_SECONDS=${SECONDS}`);
+  const notes = (id) => [
+    defineTool("note", {
+      description: "Notes a text", skipPermission: true,
+      parameters: { type: "object", properties: { text: { type: "string" } } },
+      handler: ({ text }) => `noted ${text} for ${id}`,
+    }),
+    defineTool("slow_note", {
+      description: "Notes a text slowly", skipPermission: true,
+      parameters: { type: "object", properties: { text: { type: "string" } } },
+      handler: async ({ text }) => {
+        await pause(400);
+        return `noted ${text} for ${id}`;
+      },
+    }),
+  ];
+  const clients = await Promise.all(Array.from({ length: CLIENTS }, () => kit.client()));
+  const seats = await Promise.all(Array.from({ length: SESSIONS }, async (_, i) => {
+    const id = newId(`chaos-${i}`);
+    const client = clients[i % CLIENTS];
+    const session = await client.createSession(config(id, { tools: notes(id) }));
+    return { id, client, session, ledger: [] };
+  }));
+
+  const end = performance.now() + SECONDS * 1_000;
+  const over = () => performance.now() > end;
+  let watching = true;
+  const faults = {};
+  const doubles = [];
+  const watch = watchOwners(seats.map(({ id }) => id), () => !watching, doubles);
+  const broken = breakThings(dice(SEED), over, faults);
+  const used = Promise.all(seats.map((seat, i) => use(seat, dice(SEED + 1 + i), over)));
+  // Whatever fails first is what the report says; nothing is left running behind it.
+  try {
+    await used;
+    await broken;
+  } finally {
+    await Promise.allSettled([used, broken]);
+    watching = false;
+  }
+  const rounds = await watch;
+
+  for (const cli of pool.clis) {
+    await poll(`${cli.name} is up`, async () =>
+      (await metric(pool.admin, `taxiway_backend_up{backend="${cli.name}"}`)) === 1, 20_000);
+  }
+  // No session is lost: each answers a turn, and the model is told what it was told before.
+  const oneMore = async (seat, session, where) => {
+    const mark = `mark-${seat.id}-${seat.ledger.length}-end`;
+    const result = await turn(session, mark, `${mark} [[say alive]]`);
+    seat.ledger.push({ mark, ...result });
+    assert.equal(result.outcome, "completed", `${seat.id} is lost: ${JSON.stringify(result)}`);
+    checkHistory(seat, marksTold(seat.id), where);
+  };
+  await Promise.all(seats.map((seat) => oneMore(seat, seat.session, "the history")));
+
+  // The same from the disk: on a new connection, and in the log itself.
+  for (const client of clients) await within("stop", BOUND_MS, client.stop());
+  const late = await kit.client();
+  await Promise.all(seats.map(async (seat) => {
+    const again = await within(`resume of ${seat.id}`, BOUND_MS,
+      late.resumeSession(seat.id, config(seat.id, { tools: notes(seat.id) })));
+    await oneMore(seat, again, "the resumed history");
+    const events = eventsOnDisk(pool.clis[0], seat.id);
+    const onDisk = events.filter(({ type }) => type === "user.message")
+      .map(({ data }) => markOf(data.content)).filter(Boolean);
+    checkHistory(seat, onDisk, "the log on disk");
+  }));
+
+  const count = { completed: 0, lost: 0, refused: 0 };
+  for (const { ledger } of seats) for (const { outcome } of ledger) count[outcome] += 1;
+  const said = (outcome) => seats.flatMap(({ ledger }) => ledger)
+    .filter((entry) => entry.outcome === outcome).map(({ error }) => error);
+  kit.t.diagnostic(`faults ${JSON.stringify(faults)}, turns ${JSON.stringify(count)}, `
+    + `${rounds} rounds of questions for owners`);
+  kit.t.diagnostic(`refused: ${JSON.stringify([...new Set(said("refused"))])}`);
+  assert.deepEqual(doubles, [], "two owners");
+  for (const error of said("lost")) assert.ok(error, "a lost turn was not told by session.error");
+  for (const error of said("refused")) assert.match(error, /^-320(10|11|13) /);
+  assert.ok(rounds > SECONDS / 5, `only ${rounds} rounds of questions for owners`);
+  assert.ok(Object.values(faults).reduce((a, b) => a + b, 0) >= SECONDS / 10, "too few faults");
+  assert.ok(count.completed > SESSIONS * 3, `only ${count.completed} turns completed`);
+}, SECONDS * 1_000 + 180_000);
