@@ -44,9 +44,10 @@ use crate::{
     },
     observe::{self, Observer},
     proxy::{
-        Hub, Pacer, Providers, Rules, Shared,
+        Hub, Moves, Pacer, Providers, Rules, Shared,
         hub::Message,
         listener::{self, Connections},
+        mover,
     },
     store::Store,
 };
@@ -266,7 +267,9 @@ impl App {
             rules: rules.clone(),
             providers,
             pacer: Pacer::default(),
+            moves: Moves::default(),
         };
+        tokio::spawn(mover::run(shared.clone(), CancellationToken::new()));
         let connections = Connections::default();
         let stage = Arc::new(Stage::default());
         let config = Arc::new(ArcSwap::from_pointee(config.clone()));
@@ -449,6 +452,7 @@ fn rules(config: &Config) -> Rules {
         aggregate_timeout: routing.aggregate_timeout,
         tcp_keepalive: config.listener.tcp_keepalive,
         write_stall: config.listener.write_stall,
+        drain_timeout: config.drain.timeout,
         connections: config.limits.connections,
     }
 }

@@ -54,8 +54,8 @@ struct Holder {
 /// What is known of one session.
 #[derive(Debug)]
 struct Record {
-    /// The backend that has it open, and the client connections that are attached there or are
-    /// attaching: one without the other does not exist.
+    /// The backend that has it open, and the client connections that hold it. There is no owner
+    /// without holders; holders without an owner wait for the session to be opened again.
     owner: Option<BackendName>,
     holders: Vec<Holder>,
     /// All holders left while this backend was silent: it may have it open until it says no, or
@@ -74,6 +74,8 @@ struct Record {
     last_use: Instant,
     /// Counts the owners that this session has had.
     epoch: u64,
+    /// It is being closed where it is, to be opened elsewhere or later: nobody may open it now.
+    moving: bool,
     /// It is in [`Directory::dirty`].
     dirty: bool,
 }
@@ -106,6 +108,7 @@ impl Record {
             deleted_at: None,
             last_use: now,
             epoch: 0,
+            moving: false,
             dirty: false,
         }
     }
@@ -140,6 +143,8 @@ pub struct Known {
     pub in_turn: bool,
     /// It has holders, and all of them have lost it: nobody has it open at its owner for us.
     pub adrift: bool,
+    /// It is being closed where it is; nobody may open it until that is done.
+    pub moving: bool,
 }
 
 /// The answer to [`Directory::claim`].
@@ -149,6 +154,8 @@ pub enum Claim {
     Granted,
     /// Another backend has it: go there. The claim is registered there.
     OwnedBy(BackendName),
+    /// It is being moved: ask again when that is over. Nothing is registered.
+    Moving,
 }
 
 /// The table.
@@ -214,6 +221,7 @@ impl Directory {
                 holders: r.holders.len(),
                 in_turn: r.turn.is_some(),
                 adrift: r.is_adrift(),
+                moving: r.moving,
             })
     }
 
@@ -307,6 +315,9 @@ impl Directory {
         holder: ConnectionId,
     ) -> Claim {
         let record = self.entry(now, session);
+        if record.moving {
+            return Claim::Moving;
+        }
         record.deleted_at = None;
         let (answer, at) = match &record.owner {
             Some(owner) if owner != want => (Claim::OwnedBy(owner.clone()), owner.clone()),
@@ -367,6 +378,7 @@ impl Directory {
             return;
         };
         record.holders.clear();
+        record.moving = false;
         record.maybe_open_at = None;
         let in_turn = record.turn.take().is_some();
         if let Some(owner) = record.owner.take() {
@@ -506,7 +518,7 @@ impl Directory {
             let mut gone = Vec::new();
             self.sessions.retain(|id, r| {
                 let stays = r.home.as_ref() != Some(backend)
-                    || r.owner.is_some()
+                    || !r.holders.is_empty()
                     || r.maybe_open_at.is_some()
                     || r.deleted_at.is_some()
                     || current.contains(id.as_str());
@@ -621,7 +633,7 @@ impl Directory {
             };
             match self.sessions.get(&oldest) {
                 None => steps += 1,
-                Some(record) if record.owner.is_some() => self.ages.push_back(oldest),
+                Some(record) if !record.holders.is_empty() => self.ages.push_back(oldest),
                 Some(_) => {
                     let home = self.sessions.remove(&oldest).and_then(|r| r.home);
                     self.leave_home(home);
@@ -649,11 +661,15 @@ impl Directory {
             if let Some(home) = &r.home {
                 *homes.entry(home.clone()).or_default() += 1;
             }
-            assert_eq!(
-                r.owner.is_some(),
-                !r.holders.is_empty(),
+            assert!(
+                r.owner.is_none() || !r.holders.is_empty(),
                 "{id}: an owner has holders"
             );
+            assert!(
+                r.owner.is_some() || r.holders.iter().all(|h| h.standing == Standing::Lost),
+                "{id}: heard nowhere"
+            );
+            assert!(!r.moving || r.owner.is_some(), "{id}: moving from nowhere");
             assert!(
                 r.owner.is_none() || r.maybe_open_at.is_none(),
                 "{id}: open for sure or perhaps"

@@ -96,6 +96,8 @@ pub enum ReopenResult {
     Resumed,
     /// It had left nothing on disk, and was created again.
     Created,
+    /// It was moved on purpose, by a drain.
+    Moved,
     /// Not at all.
     Failed,
 }

@@ -245,6 +245,11 @@ impl<U: Copy + PartialEq> BackendRequests<U> {
             .map(|(id, _)| *id)
     }
 
+    /// Whether `upstream` awaits an answer.
+    pub fn awaits(&self, upstream: U) -> bool {
+        self.table.values().any(|(u, _)| *u == upstream)
+    }
+
     /// Forgets what `upstream` still awaits: late answers are dropped.
     pub fn forget(&mut self, upstream: U) {
         self.table.retain(|_, (u, _)| *u != upstream);

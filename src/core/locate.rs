@@ -135,8 +135,10 @@ pub enum Return {
     },
     /// Its owner has to come back first, or be given up.
     AwaitBackend(BackendName),
-    /// Other clients still have to notice that it is lost.
+    /// Other clients still have to notice that it is lost, or it is being closed where it was.
     AwaitHolders,
+    /// It was closed, and is known to be open nowhere: wherever a new one would go.
+    Anywhere,
     /// Nobody has it: it is looked for like any other.
     Search,
 }
@@ -145,8 +147,19 @@ pub enum Return {
 /// released, once nobody hears them there (DESIGN §5). On separate disks a home that is being
 /// drained is about to go, and is waited for.
 pub fn reopen(known: &Known, snapshot: &Snapshot) -> Return {
-    let Some(owner) = &known.owner else {
-        return Return::Search;
+    if known.moving {
+        return Return::AwaitHolders;
+    }
+    let Some(owner) = known.owner.as_ref().or(match snapshot.mode {
+        // Closed in place: it comes back when its home does.
+        Mode::Sticky if known.adrift => known.home.as_ref(),
+        Mode::Sticky | Mode::SharedStorage => None,
+    }) else {
+        return if known.adrift {
+            Return::Anywhere
+        } else {
+            Return::Search
+        };
     };
     let backend = snapshot.get(owner);
     if backend.is_some_and(|b| b.is_usable() && !is_leaving(b, snapshot.mode)) {

@@ -328,6 +328,8 @@ pub enum LostBy {
     Backend(BackendName),
     /// Taxiway stopped, and the time to drain was over.
     Shutdown,
+    /// Its backend was drained, and the time for that was over.
+    Drained(BackendName),
     /// Its session is not open any more where it ran: closed by somebody else, or by the backend.
     Closed,
 }
@@ -349,6 +351,10 @@ pub fn turn_lost(
         LostBy::Backend(backend) => (
             "BACKEND_LOST",
             format!("Backend {backend} was lost in the middle of this turn"),
+        ),
+        LostBy::Drained(backend) => (
+            "DRAINING",
+            format!("Backend {backend} was drained before this turn had ended"),
         ),
         LostBy::Shutdown => (
             "DRAINING",

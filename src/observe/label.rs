@@ -68,6 +68,7 @@ labels! {
     ReopenResult {
         Resumed = "reopened",
         Created = "recreated",
+        Moved = "moved",
         Failed = "failed",
     }
     ClosedBy {

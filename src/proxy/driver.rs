@@ -342,6 +342,9 @@ impl Driver {
                 store.lock().stands(session, self.id, Standing::Lost);
                 store.announce();
             }
+            Output::Frozen { session, ticket } => {
+                self.shared.moves.frozen(ticket, &session, self.id);
+            }
             Output::Reopened(session) => drop(self.permits.remove(&session)),
             Output::ClosedByBackend { session, backend } => {
                 let holders = store.lock().holders(session.as_str());
@@ -562,6 +565,24 @@ impl Driver {
                 Message::BackendReleased(backend) => {
                     self.step(now, snapshot, task, &[], |mux, cx, out| {
                         mux.handle_backend_released(cx, &backend, out);
+                        0
+                    });
+                }
+                Message::Freeze(session, backend, freeze) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_freeze(cx, session.as_str(), &backend, freeze, out);
+                        0
+                    });
+                }
+                Message::Thaw(session) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_thaw(cx, session.as_str(), out);
+                        0
+                    });
+                }
+                Message::Moved(session) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_moved(cx, &session, out);
                         0
                     });
                 }

@@ -16,7 +16,10 @@ use ahash::RandomState;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 
-use crate::core::id::{BackendName, ConnectionId, SessionId};
+use crate::core::{
+    id::{BackendName, ConnectionId, SessionId},
+    mux::Freeze,
+};
 
 /// Lifecycle notifications that wait for one slow client.
 const MAILBOX: usize = 1024;
@@ -39,6 +42,12 @@ pub enum Message {
     BackendBack(BackendName),
     /// It is given up: what it has open is opened elsewhere.
     BackendReleased(BackendName),
+    /// The session is to be moved away from this backend.
+    Freeze(SessionId, BackendName, Freeze),
+    /// It is not, after all.
+    Thaw(SessionId),
+    /// It was closed there.
+    Moved(SessionId),
     /// This backend has closed the session in silence.
     SessionLost(SessionId, BackendName),
     /// No new work; close when nothing runs.

@@ -122,7 +122,7 @@ impl Search {
         let mut next = first;
         loop {
             let decided = match next {
-                Next::Claim(destination) => Err(self.claim(destination).await),
+                Next::Claim(destination) => self.claim(destination).await,
                 Next::Ask(backends) => self.ask_and_decide(&backends).await,
                 Next::Wait { away, why } => {
                     let deadline = start + self.patience(&away);
@@ -176,20 +176,27 @@ impl Search {
                         continue;
                     }
                     let permit = self.shared.pacer.admit(&owner).await;
-                    let destination = Destination {
-                        backend: owner,
-                        reason: PlacementReason::Owner,
-                        has_history: false,
+                    if let Some(found) = self.claim_again(&owner, PlacementReason::Owner).await {
+                        let outcome = Ok(found);
+                        return Found { outcome, permit };
+                    }
+                }
+                Return::Anywhere => {
+                    let all = candidates(&self.shared, self.purpose, &[]);
+                    let Some((to, reason)) = self.place(&all) else {
+                        pool_changes.await;
+                        continue;
                     };
-                    let outcome = self.claim(destination).await;
-                    return Found { outcome, permit };
+                    let permit = self.shared.pacer.admit(&to).await;
+                    if let Some(found) = self.claim_again(&to, reason).await {
+                        let outcome = Ok(found);
+                        return Found { outcome, permit };
+                    }
                 }
                 Return::Move { from } => {
                     let others =
                         candidates(&self.shared, self.purpose, std::slice::from_ref(&from));
-                    let key = self.rules.key_of(self.session.as_str());
-                    let placed = self.shared.store.place(self.rules.policy, key, &others);
-                    let Some((to, reason)) = placed else {
+                    let Some((to, reason)) = self.place(&others) else {
                         pool_changes.await;
                         continue;
                     };
@@ -223,6 +230,26 @@ impl Search {
                 }
             }
         }
+    }
+
+    /// Counts this connection there, unless the session is somewhere else by now: then nothing is.
+    async fn claim_again(&self, at: &BackendName, reason: PlacementReason) -> Option<Located> {
+        let claim = self.shared.store.claim(&self.session, at, self.connection);
+        let backend = match claim.await {
+            Claim::Granted => at.clone(),
+            Claim::OwnedBy(owner) => owner,
+            Claim::Moving => return None,
+        };
+        Some(Located {
+            backend,
+            reason,
+            has_history: false,
+        })
+    }
+
+    fn place(&self, snapshot: &Snapshot) -> Option<(BackendName, PlacementReason)> {
+        let key = self.rules.key_of(self.session.as_str());
+        self.shared.store.place(self.rules.policy, key, snapshot)
     }
 
     async fn ask_and_decide(&self, backends: &[BackendName]) -> Result<Next, Outcome> {
@@ -330,29 +357,39 @@ impl Search {
     }
 
     /// Counts this connection at the destination, or where somebody else was faster.
-    async fn claim(&self, destination: Destination) -> Outcome {
+    async fn claim(&self, destination: Destination) -> Result<Next, Outcome> {
         let (shared, session) = (&self.shared, &self.session);
         if destination.reason != PlacementReason::Owner
             && shared.providers.awaits(&destination.backend)
         {
             // Its home, say. Opened now, it would bypass the provider.
             let why = Refusal::Unprepared(destination.backend);
-            return Err(refused(Some(session), why));
+            return Err(Err(refused(Some(session), why)));
         }
         let mut found = located(destination);
         if found.has_history {
             let mut directory = shared.store.lock();
             directory.learn_history(Instant::now(), session, &found.backend);
         }
+        // Before asking, so that no change is missed.
+        let mut changes = shared.store.changes();
         let claim = shared
             .store
             .claim(session, &found.backend, self.connection)
             .await;
-        if let Claim::OwnedBy(owner) = claim {
-            found.backend = owner;
-            found.reason = PlacementReason::Owner;
+        match claim {
+            Claim::Granted => Err(Ok(found)),
+            Claim::OwnedBy(owner) => {
+                found.backend = owner;
+                found.reason = PlacementReason::Owner;
+                Err(Ok(found))
+            }
+            // A fraction of a second; the mover ends it whatever happens.
+            Claim::Moving => {
+                let _ended = tokio::time::timeout(ASK_AGAIN, changes.changed()).await;
+                self.first(&candidates(shared, self.purpose, &self.avoid))
+            }
         }
-        Ok(found)
     }
 }
 

@@ -6,6 +6,7 @@ mod error_lines;
 pub mod hub;
 pub mod listener;
 mod locator;
+pub mod mover;
 mod outbuf;
 mod pacer;
 pub mod port;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use self::{hub::Hub, pacer::Pacer, port::Pool, providers::Providers};
+pub use self::{hub::Hub, mover::Moves, pacer::Pacer, port::Pool, providers::Providers};
 use crate::{
     core::{balance::Policy, locate, mux::Settings},
     observe::Observer,
@@ -43,6 +44,8 @@ pub struct Shared {
     pub providers: Providers,
     /// How many sessions a backend opens again at a time.
     pub pacer: Pacer,
+    /// Sessions that are being moved.
+    pub moves: Moves,
 }
 
 /// The part of the configuration that the data plane obeys. Replaced whole by a reload.
@@ -66,6 +69,8 @@ pub struct Rules {
     pub write_stall: std::time::Duration,
     /// Client connections at a time.
     pub connections: usize,
+    /// How long a drained backend keeps what runs there.
+    pub drain_timeout: std::time::Duration,
 }
 
 impl Rules {

@@ -13,6 +13,7 @@ mod rig;
 
 mod bad_input;
 mod by_hand;
+mod drain;
 mod failover;
 mod faults;
 mod ids;

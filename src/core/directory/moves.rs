@@ -68,6 +68,48 @@ impl Directory {
         self.claim(now, session, to, holder)
     }
 
+    /// Sessions that `backend` has open, in id order.
+    pub fn owned_by(&self, backend: &BackendName) -> Vec<SessionId> {
+        let mut owned: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, r)| r.owner.as_ref() == Some(backend))
+            .map(|(id, _)| id.clone())
+            .collect();
+        owned.sort();
+        owned
+    }
+
+    /// `session` is about to be closed at `backend`: until [`Directory::end_move`] nobody may open
+    /// it. False, and nothing changes, unless `backend` is its owner and nobody hears it there.
+    pub fn begin_move(&mut self, session: &str, backend: &BackendName) -> bool {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return false;
+        };
+        let may = record.owner.as_ref() == Some(backend)
+            && record.is_adrift()
+            && record.turn.is_none()
+            && !record.moving;
+        record.moving |= may;
+        may
+    }
+
+    /// It was closed there, or it was not. If it was it has no owner: whoever holds it opens it
+    /// again, where it is to be next.
+    pub fn end_move(&mut self, session: &SessionId, closed: bool) {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return;
+        };
+        if !std::mem::replace(&mut record.moving, false) || !closed {
+            return;
+        }
+        if let Some(owner) = record.owner.take() {
+            let load = self.loads.entry(owner).or_default();
+            load.sessions = load.sessions.saturating_sub(1);
+        }
+        self.touch(session);
+    }
+
     /// The connections that hold `session`, in the order in which they came.
     pub fn holders(&self, session: &str) -> Vec<ConnectionId> {
         let record = self.sessions.get(session);

@@ -71,6 +71,7 @@ impl Mux {
                 }
                 Ok(Cut::Incomplete { .. }) => {
                     upstream.in_frame = done < input.len();
+                    self.try_freezes(cx);
                     break;
                 }
                 Err(_) => {

@@ -70,6 +70,7 @@ impl Mux {
                     if done < input.len() {
                         self.partial_since.get_or_insert(cx.now);
                     }
+                    self.try_freezes(cx);
                     break;
                 }
                 Err(error) => self.refuse_framing(cx, &error, out),

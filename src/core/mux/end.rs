@@ -7,6 +7,7 @@ use super::{
     Asker, Context, Life, MAX_ATTEMPTS, Mux, Output,
     calls::Place,
     outbox::Outbox,
+    reopen::Cause,
     session::Held,
     upstream::{Phase, SlotId, Waiting},
 };
@@ -305,7 +306,7 @@ impl Mux {
                 unsent.push((entry.id.clone(), sends));
             }
             if reopens && reached {
-                self.start_reopening(cx, key, &backend, turn_lost);
+                self.start_reopening(cx, key, &backend, turn_lost, Cause::Connection);
             } else if reopens {
                 self.pause(cx, key, out);
             } else if ours {

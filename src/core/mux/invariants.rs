@@ -117,14 +117,14 @@ impl Mux {
                 );
                 continue;
             };
-            assert!(entry.waits && entry.claimed && entry.kept.is_some(), "{id}");
+            assert!(entry.waits && entry.claimed, "{id}: reopened for nothing");
             assert!(!entry.attached && entry.locating.is_none(), "{id}: at once");
             assert!(
                 entry.sends.is_empty() && entry.gate.is_none(),
                 "{id}: sends"
             );
             assert_eq!(own.count(), usize::from(reopening.is_calling()), "{id}");
-            assert_eq!(entry.slot.is_some(), reopening.is_calling(), "{id}: slot");
+            assert_eq!(entry.slot.is_some(), reopening.is_here(), "{id}: slot");
             if let Some(ticket) = reopening.asks() {
                 let asked = self.questions.get(&ticket);
                 assert!(

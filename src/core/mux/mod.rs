@@ -15,6 +15,7 @@ mod client;
 mod end;
 mod invariants;
 mod kept;
+mod moving;
 mod outbox;
 mod output;
 mod own;
@@ -41,6 +42,7 @@ use slab::Slab;
 use self::{calls::Call, own::Own, place::Question, session::Entry, upstream::Upstreams};
 pub use self::{
     client::is_session_id,
+    moving::Freeze,
     outbox::{Dest, Outbox},
     output::{Locate, Located, Output, Serve, Served, Service, Tally},
     upstream::SlotId,
@@ -164,6 +166,8 @@ pub struct Mux {
     /// Sessions that wait for their backend: being opened again, or with calls held because it is
     /// silent. Mostly none, so that nobody looks for their deadlines.
     waiting: usize,
+    /// Some session may have a [`Freeze`] that waits for its moment.
+    freezing: bool,
     /// Bytes of all bodies kept here: held, waiting for a handshake, or to fall back on.
     held_bytes: usize,
     next_ticket: u64,
@@ -194,6 +198,7 @@ impl Mux {
             gates: Vec::new(),
             own: Vec::new(),
             waiting: 0,
+            freezing: false,
             held_bytes: 0,
             next_ticket: 0,
             next_serial: 0,
@@ -307,6 +312,7 @@ impl Mux {
             self.open_gate(cx, key, out);
         }
         self.lose_patience(cx, out);
+        self.try_freezes(cx);
         for slot in self.upstreams.ids() {
             let Some(upstream) = self.upstreams.get(slot) else {
                 continue;

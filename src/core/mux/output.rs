@@ -112,6 +112,15 @@ pub enum Output {
     Lost(SessionId),
     /// It was, or will not be.
     Reopened(SessionId),
+    /// Nothing of the session is under way here, and nothing will be until
+    /// [`Mux::handle_moved`](super::Mux::handle_moved) or
+    /// [`Mux::handle_thaw`](super::Mux::handle_thaw).
+    Frozen {
+        #[allow(missing_docs)]
+        session: SessionId,
+        /// Of the [`Freeze`](super::Freeze).
+        ticket: u64,
+    },
     /// The session was created by the backend under an id of its own choice: count this
     /// connection as attached there.
     Adopt {

@@ -55,7 +55,7 @@ impl Mux {
             .flat_map(|(_, entry)| {
                 let pause = entry.reopening.as_ref().and_then(|r| match r.stage {
                     Stage::Pausing(at) => Some(at),
-                    Stage::Locating(_) | Stage::Calling => None,
+                    Stage::Locating(_) | Stage::Calling | Stage::Frozen => None,
                 });
                 let held = entry
                     .held

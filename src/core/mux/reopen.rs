@@ -37,6 +37,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Reopening {
     since: Instant,
+    cause: Cause,
     /// The backend that had it.
     pub(super) from: BackendName,
     pub(super) stage: Stage,
@@ -57,8 +58,21 @@ pub(super) enum Stage {
     Locating(u64),
     /// A call of ours is.
     Calling,
+    /// It is still open, and about to be closed: nothing of it is under way.
+    Frozen,
     /// It has failed; tried again then.
     Pausing(Instant),
+}
+
+/// Why a session is opened again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// Its upstream connection has ended.
+    Connection,
+    /// Its backend has closed it in silence.
+    Closed,
+    /// It was moved on purpose.
+    Moved,
 }
 
 impl Reopening {
@@ -66,10 +80,15 @@ impl Reopening {
         self.stage == Stage::Calling
     }
 
+    /// Whether its backend may still speak of it.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self.stage, Stage::Calling | Stage::Frozen)
+    }
+
     pub(super) fn asks(&self) -> Option<u64> {
         match self.stage {
             Stage::Locating(ticket) => Some(ticket),
-            Stage::Calling | Stage::Pausing(_) => None,
+            Stage::Calling | Stage::Frozen | Stage::Pausing(_) => None,
         }
     }
 }
@@ -99,6 +118,7 @@ impl Mux {
         key: usize,
         from: &BackendName,
         turn_lost: bool,
+        cause: Cause,
     ) {
         self.abandon_errands(key);
         self.gates.retain(|(_, k)| *k != key);
@@ -109,6 +129,7 @@ impl Mux {
         let failures = entry.reopening.as_ref().map_or(0, |r| r.failures);
         let reopening = Reopening {
             since,
+            cause,
             from: from.clone(),
             stage: Stage::Pausing(cx.now),
             failures,
@@ -133,6 +154,26 @@ impl Mux {
         let session = self.entries[key].id.clone();
         self.outputs.push_back(Output::Lost(session));
         self.seek(key);
+        self.note_waiting(key);
+    }
+
+    /// Stands still with a session that is open here.
+    pub(super) fn freeze(&mut self, cx: &Context<'_>, key: usize, from: &BackendName) {
+        let reopening = Reopening {
+            since: cx.now,
+            cause: Cause::Moved,
+            from: from.clone(),
+            stage: Stage::Frozen,
+            failures: 0,
+            abort: false,
+            created: false,
+            answered: 0,
+            repeated: 0,
+        };
+        self.change_entry(cx.now, key, |entry| {
+            entry.attached = false;
+            entry.reopening = Some(Box::new(reopening));
+        });
         self.note_waiting(key);
     }
 
@@ -207,7 +248,7 @@ impl Mux {
         let entry = &mut self.entries[key];
         entry.turn = None;
         entry.forget_asked();
-        self.start_reopening(cx, key, backend, in_turn);
+        self.start_reopening(cx, key, backend, in_turn, Cause::Closed);
     }
 
     /// A call about an attached session was answered "not found". Opens it again; whether the call
@@ -484,10 +525,10 @@ impl Mux {
             return;
         };
         self.outputs.push_back(Output::Attached(entry.id.clone()));
-        let result = if was.created {
-            ReopenResult::Created
-        } else {
-            ReopenResult::Resumed
+        let result = match (was.cause, was.created) {
+            (Cause::Moved, _) => ReopenResult::Moved,
+            (Cause::Connection | Cause::Closed, true) => ReopenResult::Created,
+            (Cause::Connection | Cause::Closed, false) => ReopenResult::Resumed,
         };
         self.report(cx, key, &was, result);
         if was.created {
@@ -544,7 +585,13 @@ impl Mux {
     }
 
     /// It cannot be opened: whoever waits is told, and the client may try by itself.
-    fn give_up(&mut self, cx: &Context<'_>, key: usize, error: &ProxyError, out: &mut Outbox) {
+    pub(super) fn give_up(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        error: &ProxyError,
+        out: &mut Outbox,
+    ) {
         self.abandon_errands(key);
         let mut was = None;
         self.change_entry(cx.now, key, |entry| {

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     kept::{Kept, Repeat},
+    moving::Freeze,
     reopen::Reopening,
     upstream::SlotId,
 };
@@ -121,6 +122,8 @@ pub(super) struct Entry {
     pub(super) shown: Option<String>,
     /// What it takes to open the session again; none if that cannot be.
     pub(super) kept: Option<Box<Kept>>,
+    /// It is to be moved when nothing of it is under way.
+    pub(super) freeze: Option<Freeze>,
     /// It is being opened again.
     pub(super) reopening: Option<Box<Reopening>>,
     /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
@@ -151,6 +154,7 @@ impl Entry {
             turn: None,
             shown: None,
             kept: None,
+            freeze: None,
             reopening: None,
             asked: Vec::new(),
             answers: Vec::new(),
@@ -167,7 +171,7 @@ impl Entry {
 
     /// Whether it is being opened again where its backend is known already.
     pub(super) fn is_reopening_here(&self) -> bool {
-        self.reopening.as_ref().is_some_and(|r| r.is_calling())
+        self.reopening.as_ref().is_some_and(|r| r.is_here())
     }
 
     /// The upstream connection over which it is heard.

@@ -394,7 +394,7 @@ impl Mux {
                 let backend = Some(backend.clone());
                 self.record_turn(cx, key, backend, TurnOutcome::Lost, closed_by, None);
             }
-            LostBy::Shutdown | LostBy::Closed => {
+            LostBy::Shutdown | LostBy::Closed | LostBy::Drained(_) => {
                 self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
             }
         }

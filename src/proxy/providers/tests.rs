@@ -111,6 +111,7 @@ impl Taxiway {
             rules,
             providers,
             pacer: crate::proxy::Pacer::default(),
+            moves: crate::proxy::Moves::default(),
         };
         let listener = crate::proxy::listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
@@ -172,6 +173,7 @@ fn rules() -> Rules {
         aggregate_timeout: 2 * second,
         tcp_keepalive: None,
         write_stall: 30 * second,
+        drain_timeout: Duration::from_secs(1),
         connections: 100,
     }
 }

@@ -1,0 +1,191 @@
+//! Sessions that are moved on purpose: each client's machine stands still with a session when
+//! nothing of it is under way, says so, and opens it again when it was closed where it was. Who
+//! moves what, and when, is the mover's business.
+
+use super::{
+    Context, Mux, Output,
+    outbox::Outbox,
+    reopen::{Cause, Stage},
+};
+use crate::core::{
+    event::ClosedBy,
+    id::{BackendName, SessionId},
+    locate::Purpose,
+    reply::{LostBy, ProxyError},
+};
+
+/// A wish to move a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Freeze {
+    /// Names the move, for [`Output::Frozen`].
+    pub ticket: u64,
+    /// Not when it suits, but now: what is under way is told to be lost.
+    pub force: bool,
+}
+
+impl Mux {
+    /// The session is to be moved away from this backend: [`Output::Frozen`] comes as soon as
+    /// nothing of it is under way here. From then on its calls wait.
+    pub fn handle_freeze(
+        &mut self,
+        cx: &Context<'_>,
+        session: &str,
+        backend: &BackendName,
+        freeze: Freeze,
+        out: &mut Outbox,
+    ) {
+        let Some(key) = self.by_session.get(session).copied() else {
+            // It holds nothing any more, or not yet; the directory knows which.
+            return;
+        };
+        let entry = &mut self.entries[key];
+        if let Some(reopening) = &entry.reopening {
+            if reopening.stage == Stage::Frozen {
+                self.say_frozen(key, freeze.ticket);
+            }
+            return;
+        }
+        let at = entry.slot.and_then(|slot| self.upstreams.get(slot));
+        if at.is_none_or(|upstream| upstream.backend != *backend) {
+            return;
+        }
+        entry.freeze = Some(freeze);
+        self.freezing = true;
+        if freeze.force {
+            self.clear_way(cx, key, backend, out);
+        }
+        self.try_freezes(cx);
+    }
+
+    /// Looks whether the moment has come that a move waits for; after everything that may have
+    /// ended something.
+    pub(super) fn try_freezes(&mut self, cx: &Context<'_>) {
+        if !self.freezing {
+            return;
+        }
+        for key in self.keys() {
+            self.try_freeze(cx, key);
+        }
+        self.freezing = self
+            .entries
+            .iter()
+            .any(|(_, entry)| entry.freeze.is_some() && entry.reopening.is_none());
+    }
+
+    /// What is under way is told to be lost.
+    fn clear_way(&mut self, cx: &Context<'_>, key: usize, backend: &BackendName, out: &mut Outbox) {
+        let cause = LostBy::Drained(backend.clone());
+        self.lose_turn(cx, key, &cause, ClosedBy::Operator, out);
+        let entry = &mut self.entries[key];
+        entry.turn = None;
+        entry.forget_asked();
+        let (session, slot) = (entry.id.clone(), entry.slot);
+        let under_way =
+            self.drain_calls(|call| call.session.as_ref() == Some(&session) && call.at() == slot);
+        for (id, call) in under_way {
+            // Its answer may come still.
+            if let Some(upstream) = slot.and_then(|slot| self.upstreams.get_mut(slot)) {
+                upstream.waiting.retain(|w| w.call.as_ref() != Some(&id));
+                upstream.given_up.insert(id.clone());
+            }
+            let error = ProxyError::BackendLost {
+                backend: backend.clone(),
+                method: call.method.as_str().to_owned(),
+            };
+            self.answer_with_error(cx, &id, call, &error, out);
+        }
+    }
+
+    /// Stands still with the session if that is wished for, and nothing of it is under way.
+    fn try_freeze(&mut self, cx: &Context<'_>, key: usize) {
+        let Some(entry) = self.entries.get(key) else {
+            return;
+        };
+        let (Some(freeze), Some(slot)) = (entry.freeze, entry.slot) else {
+            return;
+        };
+        let still = entry.attached
+            && entry.attaching == 0
+            && entry.turn.is_none()
+            && entry.gate.is_none()
+            && entry.sends.is_empty()
+            && entry.held.is_empty()
+            && entry.locating.is_none()
+            && entry.reopening.is_none();
+        let moves = entry.kept.as_ref().is_some_and(|kept| !kept.tainted);
+        if !still || !(moves || freeze.force) {
+            return;
+        }
+        let session = Some(&entry.id);
+        let calls = self
+            .calls
+            .count(|call| call.session.as_ref() == session && call.at() == Some(slot));
+        let saves = self.own.iter().any(|own| own.key == key);
+        if !freeze.force && (calls > 0 || saves || self.is_asked_by(slot)) {
+            return;
+        }
+        let Some(from) = self.upstreams.get(slot).map(|u| u.backend.clone()) else {
+            return;
+        };
+        self.freeze(cx, key, &from);
+        self.say_frozen(key, freeze.ticket);
+    }
+
+    fn say_frozen(&mut self, key: usize, ticket: u64) {
+        let session = self.entries[key].id.clone();
+        self.outputs.push_back(Output::Lost(session.clone()));
+        self.outputs.push_back(Output::Frozen { session, ticket });
+    }
+
+    /// The move does not take place: what has waited goes on where it is.
+    pub fn handle_thaw(&mut self, cx: &Context<'_>, session: &str, out: &mut Outbox) {
+        let Some(key) = self.by_session.get(session).copied() else {
+            return;
+        };
+        self.entries[key].freeze = None;
+        let Some(slot) = self.entries[key].slot.filter(|_| self.is_frozen(key)) else {
+            return;
+        };
+        self.change_entry(cx.now, key, |entry| {
+            entry.reopening = None;
+            entry.attached = true;
+        });
+        let session = self.entries[key].id.clone();
+        self.outputs.push_back(Output::Attached(session));
+        self.note_waiting(key);
+        self.release_held(cx, key, slot, Purpose::Resume, false, out);
+        self.settle_entry(key);
+    }
+
+    /// The session was closed where it was.
+    pub fn handle_moved(&mut self, cx: &Context<'_>, session: &SessionId, out: &mut Outbox) {
+        let Some(key) = self.by_session.get(session).copied() else {
+            return;
+        };
+        self.entries[key].freeze = None;
+        if !self.is_frozen(key) {
+            return;
+        }
+        if self.entries[key].kept.is_some() {
+            let from = self.entries[key].reopening.as_ref().map(|r| r.from.clone());
+            if let Some(from) = from {
+                self.start_reopening(cx, key, &from, false, Cause::Moved);
+            }
+        } else {
+            // Nobody knows how to open it again but the client itself.
+            let error = self.away(key);
+            self.give_up(cx, key, &error, out);
+        }
+    }
+
+    fn is_frozen(&self, key: usize) -> bool {
+        let reopening = self.entries[key].reopening.as_ref();
+        reopening.is_some_and(|r| r.stage == Stage::Frozen)
+    }
+
+    /// Whether the client owes an answer to this upstream connection. Requests of backends name
+    /// their session in their body, which is not kept.
+    fn is_asked_by(&self, slot: super::upstream::SlotId) -> bool {
+        self.requests.awaits(super::Asker::Upstream(slot))
+    }
+}

@@ -1,0 +1,138 @@
+//! Backends that are emptied while clients go on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use crate::rig::{Disks, Rig, bounded, event, until};
+
+/// Every server is drained and restarted while turns run one after the other: nobody notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_on_a_shared_disk_is_not_noticed() {
+    bounded(90, async {
+        let mut rig = Rig::shared(3).await;
+        let stop = AtomicBool::new(false);
+        let mut clients: Vec<crate::rig::Client> = Vec::new();
+        for n in 0..4 {
+            let client = rig.client().await;
+            for s in 0..3 {
+                client.create(&format!("s-{n}-{s}")).await;
+            }
+            clients.push(client);
+        }
+        let work = async |n: usize, s: usize| {
+            let (client, id) = (&clients[n], format!("s-{n}-{s}"));
+            let mut turns = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let from = client.mark();
+                client
+                    .turn(&id, &format!("[[len 40]] [[slow 5]] turn-{turns}"))
+                    .await;
+                let lost = client.heard_since(from, &event(&id, "session.idle")).await;
+                assert_eq!(lost["params"]["event"]["data"].get("aborted"), None);
+                turns += 1;
+            }
+            assert_eq!(client.count(&event(&id, "session.error")), 0);
+            let params = json!({ "sessionId": id });
+            let messages = client.call("session.getMessages", params).await.unwrap();
+            let text = messages.to_string();
+            for turn in 0..turns {
+                let said = format!("turn-{turn}\\\"");
+                let said = said.trim_end_matches("\\\"");
+                assert!(text.contains(said), "{id}: {said}");
+            }
+            turns
+        };
+        let restart = async {
+            for name in ["s1", "s2", "s3"] {
+                let path = format!("/api/v1/backends/{name}/drain");
+                rig.taxiway.admin.change(&path, "{}").await;
+                until(&format!("{name} is empty"), async || {
+                    let open = rig.sims.get(name).open_sessions();
+                    if open.is_empty() { Ok(()) } else { Err(open) }
+                })
+                .await;
+                rig.sims.restart(name).await;
+                let path = format!("/api/v1/backends/{name}/reset");
+                rig.taxiway.admin.change(&path, "{}").await;
+                rig.taxiway.admin.health(name, &["up", "probation"]).await;
+            }
+            stop.store(true, Ordering::Relaxed);
+        };
+        let (all, ()) = tokio::join!(
+            futures_util::future::join_all(
+                (0..4)
+                    .flat_map(|n| (0..3).map(move |s| (n, s)))
+                    .map(|(n, s)| work(n, s))
+            ),
+            restart
+        );
+        assert!(all.iter().sum::<usize>() > 12, "{all:?}");
+        let moved = r#"taxiway_failovers_total{result="moved"}"#;
+        assert!(rig.admin().scrape().await.value(moved) > 3.0);
+        rig.admin()
+            .metric_is(r#"taxiway_failovers_total{result="reopened"}"#, 0.0)
+            .await;
+    })
+    .await;
+}
+
+/// On separate disks sessions are closed in place; calls wait for the home and then succeed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_home_is_waited_for() {
+    bounded(60, async {
+        let mut rig = Rig::with(2, Disks::Separate, |conf| {
+            conf.text("routing.home_wait", "15s")
+        })
+        .await;
+        let client = rig.client().await;
+        let id = crate::rig::id_placed_on(rig.admin(), "s1", "drained").await;
+        client.create(&id).await;
+        let from = client.mark();
+        client.send(&id, "[[len 60]] [[slow 10]]").await;
+        rig.admin().change("/api/v1/backends/s1/drain", "{}").await;
+        // The turn ends by itself.
+        let idle = client.heard_since(from, &event(&id, "session.idle")).await;
+        assert_eq!(idle["params"]["event"]["data"].get("aborted"), None);
+        until("s1 is empty", async || {
+            let open = rig.sims.get("s1").open_sessions();
+            if open.is_empty() { Ok(()) } else { Err(open) }
+        })
+        .await;
+        let waiting = client
+            .begin("session.getMessages", json!({ "sessionId": id }))
+            .await;
+        rig.sims.restart("s1").await;
+        rig.admin().change("/api/v1/backends/s1/reset", "{}").await;
+        assert!(waiting.answer().await.is_ok());
+        client.turn(&id, "after").await;
+        assert_eq!(rig.sims.owner(&id).as_deref(), Some("s1"));
+    })
+    .await;
+}
+
+/// What does not end by itself within `drain.timeout` is ended honestly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_does_not_end_in_time_is_ended_and_its_session_moves() {
+    bounded(60, async {
+        let rig = Rig::with(2, Disks::Shared, |conf| conf.text("drain.timeout", "500ms")).await;
+        let client = rig.client().await;
+        let id = "long".to_owned();
+        client.create(&id).await;
+        let from = rig.sims.owner(&id).unwrap();
+        client.turn(&id, "first").await;
+        let mark = client.mark();
+        client.send(&id, "[[len 100000]] [[slow 20]]").await;
+        client
+            .heard_since(mark, &event(&id, "assistant.message_delta"))
+            .await;
+        rig.admin()
+            .change(&format!("/api/v1/backends/{from}/drain"), "{}")
+            .await;
+        let error = client.heard_since(mark, &event(&id, "session.error")).await;
+        assert!(error.to_string().contains("drained"), "{error}");
+        client.turn(&id, "second").await;
+        assert_ne!(rig.sims.owner(&id), Some(from));
+    })
+    .await;
+}
