@@ -7,6 +7,7 @@ mod backstage;
 mod bridge;
 mod reload;
 mod start;
+mod succession;
 
 use std::{
     io,
@@ -16,23 +17,26 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::start::say;
-pub use self::start::{Origin, Start};
+pub use self::start::{Origin, Predecessor, Start};
 use self::{
     backstage::{Stage, Stagehand},
     bridge::{News, Port},
     reload::Reloader,
     start::Servers,
+    succession::{Door, House, Sockets, Table},
 };
 use crate::{
     config::{self, Config},
     control::{
+        activation::{self, Activated, Progress},
         admin::{AdminServer, Bound},
         pool::{Pool, PoolOptions},
         signal::{Signal, Signals},
+        upgrade::{Primary, Wire},
     },
     core::{
         balance::Policy,
@@ -40,14 +44,12 @@ use crate::{
         frame::FrameLimits,
         id::Secret,
         mux::{CreateExisting, Settings},
+        peer::Message as PeerMessage,
         snapshot::{Backend, Health, Mode, Snapshot},
     },
     observe::{self, Observer},
     proxy::{
-        Hub, Moves, Pacer, Providers, Rules, Shared,
-        hub::Message,
-        listener::{self, Connections},
-        mover,
+        Hub, Moves, Pacer, Providers, Rules, Shared, hub::Message, listener::Connections, mover,
     },
     store::Store,
 };
@@ -63,6 +65,14 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Runs Taxiway until it is told to stop; returns the program's exit code.
 pub fn run(start: Start) -> ExitCode {
+    // First of all: it changes the environment.
+    let activated = match Activated::from_environment() {
+        Ok(activated) => activated,
+        Err(error) => {
+            eprintln!("taxiway: a socket of the service manager cannot be used: {error}");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
     let wanted = &start.config.log;
     let log = match observe::log::init(wanted.level, wanted.format) {
         Ok(log) => log,
@@ -82,8 +92,11 @@ pub fn run(start: Start) -> ExitCode {
         }
     };
     let code = runtime.block_on(async {
-        match bind(&start).await {
-            Ok((listener, admin)) => serve(start, listener, admin, log.clone()).await,
+        match succession::acquire(&start, activated).await {
+            Ok(sockets) => match serve(start, sockets, log.clone()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(code) => code,
+            },
             Err(code) => code,
         }
     });
@@ -91,28 +104,6 @@ pub fn run(start: Start) -> ExitCode {
     runtime.shutdown_timeout(Duration::from_millis(200));
     log.flush(Duration::from_secs(1));
     code
-}
-
-async fn bind(start: &Start) -> Result<(TcpListener, Bound), ExitCode> {
-    let address = start.config.listener.address;
-    let listener = match listener::bind(address) {
-        Ok(listener) => listener,
-        Err(error) => {
-            eprintln!("taxiway: cannot listen on {address}: {error}");
-            if error.kind() == io::ErrorKind::AddrInUse {
-                eprintln!("{}", start::who_is_there(address).await);
-            }
-            return Err(ExitCode::from(UNAVAILABLE));
-        }
-    };
-    let address = start.config.admin.address;
-    match AdminServer::bind(address) {
-        Ok(admin) => Ok((listener, admin)),
-        Err(error) => {
-            eprintln!("taxiway: cannot serve the admin address {address}: {error}");
-            Err(ExitCode::from(UNAVAILABLE))
-        }
-    }
 }
 
 /// What all parts of a running Taxiway hold on to.
@@ -124,11 +115,21 @@ struct App {
     connections: Connections,
     stage: Arc<Stage>,
     log: observe::log::LogHandle,
-    /// Ends the listener that accepts now; replaced when its address changes.
-    accepting: CancellationToken,
+    /// The listener that accepts now; replaced when its address changes.
+    accepting: Option<Accepting>,
     /// The admin server that serves now.
     admin: Option<Administration>,
     backstage: Arc<Stagehand>,
+    /// Older processes.
+    primary: Primary,
+}
+
+/// A listener that accepts.
+struct Accepting {
+    /// A copy of its socket.
+    copy: std::net::TcpListener,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 /// An admin server that serves.
@@ -139,45 +140,49 @@ struct Administration {
     stop: CancellationToken,
 }
 
+/// From the sockets to the end.
 async fn serve(
     start: Start,
-    listener: TcpListener,
-    admin: Bound,
+    mut sockets: Sockets,
     log: observe::log::LogHandle,
-) -> ExitCode {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("taxiway: cannot catch signals: {error}");
-            return ExitCode::FAILURE;
-        }
+) -> Result<(), ExitCode> {
+    let fail = |message: String| {
+        eprintln!("taxiway: {message}");
+        ExitCode::FAILURE
     };
+    let mut signals =
+        Signals::new().map_err(|error| fail(format!("cannot catch signals: {error}")))?;
     let observer = Observer::new(start.config.log.identities);
     observer.follow_log(&log);
-    let address = listener
-        .local_addr()
-        .unwrap_or(start.config.listener.address);
-    let admin_address = admin.address();
+    let (address, admin_address) = (sockets.address(&start.config), sockets.admin.address());
     let (wishes, wished) = mpsc::channel(16);
-    let mut app = App::build(&start.config, observer.clone(), log, wishes);
-    // From here on health is answered, and says what is being waited for.
-    match app.administer(admin, start.config.admin.token.clone()) {
-        Ok(admin) => app.is_administered_by(admin),
-        Err(error) => {
-            eprintln!("taxiway: cannot serve the admin address {admin_address}: {error}");
-            return ExitCode::FAILURE;
-        }
+    let config = &start.config;
+    let store = Store::new(config.routing.mode, config.limits.directory_sessions);
+    // Before anything else is learnt of sessions.
+    let mut inheritance = sockets.inherit(&store).await?;
+    let Sockets {
+        listener,
+        admin,
+        rendezvous,
+        instance,
+        ..
+    } = sockets;
+    let mut admin = Some(admin);
+    let mut app = App::build(&start.config, observer.clone(), log, wishes, store);
+    if let Some(inheritance) = &mut inheritance {
+        app.follow_wishes(inheritance.wishes());
+    } else if let Some(admin) = admin.take() {
+        // From here on health is answered, and says what is being waited for. A successor leaves
+        // that to the process that still serves.
+        app.start_administration(admin)
+            .map_err(|error| fail(cannot_serve(admin_address, &error)))?;
     }
     // Before servers start, which takes seconds: a change meanwhile is a change.
     let mut reloader = Reloader::new(&start, wished);
     let mut hangup = false;
-    let mut servers = match Servers::start(&start, &observer, &app.pool).await {
-        Ok(servers) => servers,
-        Err(error) => {
-            eprintln!("taxiway: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let mut servers = Servers::start(&start, &observer, &app.pool)
+        .await
+        .map_err(|error| fail(error.to_string()))?;
     let came_up = tokio::select! {
         () = servers.come_up() => true,
         () = ends(&mut signals, &mut hangup) => false,
@@ -193,40 +198,98 @@ async fn serve(
     if !probed {
         servers.stop().await;
         app.end_administration();
-        return ExitCode::SUCCESS;
+        return Ok(());
     }
-    app.accept(listener);
+    if let Some(inheritance) = inheritance {
+        let store = app.shared.store.clone();
+        let pid = inheritance.pid();
+        // The last moment at which anything may fail.
+        let taken = inheritance.take_over(&store, &app.primary).await;
+        taken.map_err(|error| fail(error.to_string()))?;
+        app.took_over(pid);
+    }
+    if let Some(admin) = admin {
+        app.start_administration(admin)
+            .map_err(|error| fail(cannot_serve(admin_address, &error)))?;
+    }
+    let door = Door::new(listener)
+        .map_err(|error| fail(format!("cannot listen on {address}: {error}")))?;
+    app.accept(door);
+    let (mut table, mut steps) = Table::start(&app, rendezvous, &start.config, instance)
+        .map_err(|error| fail(format!("cannot serve upgrade.socket: {error}")))?;
     app.stage.ready.store(true, Ordering::Release);
+    activation::notify(Progress::Ready);
     start::greet(&start, &servers, address, admin_address, &app.pool);
     let mut managed = servers.watch();
 
     if hangup {
         reloader.reload(&mut app, &servers, "signal", None).await;
     }
-    let signal = loop {
+    let end = loop {
         tokio::select! {
             signal = signals.next() => match signal {
-                Signal::Hangup => reloader.reload(&mut app, &servers, "signal", None).await,
-                Signal::Terminate | Signal::Interrupt => break signal,
+                Signal::Hangup => {
+                    activation::notify(Progress::Reloading);
+                    reloader.reload(&mut app, &servers, "signal", None).await;
+                    activation::notify(Progress::Ready);
+                }
+                Signal::Upgrade => succession::start_successor(),
+                Signal::Terminate | Signal::Interrupt => break End::Signal(signal),
             },
             wish = reloader.next() => {
                 reloader.reload(&mut app, &servers, wish.trigger, wish.answer).await;
             }
             () = managed.changed() => app.apply_backends(&servers),
+            step = steps.next() => {
+                if let Some(wire) = app.do_step(step, start.origin).await {
+                    break End::Retire(wire);
+                }
+            }
         }
     };
-    // Whoever wishes for a reload from now on is refused, and does not wait for the end.
+    // Whoever wishes for a reload from now on is refused, and does not wait for the end; so is a
+    // successor.
     drop(reloader);
-    app.drain(signal, &mut signals).await;
+    drop(steps);
+    match end {
+        End::Signal(signal) => {
+            activation::notify(Progress::Stopping);
+            // A person at a terminal has no balancer that needs time to look away.
+            let grace = if signal == Signal::Interrupt {
+                Duration::ZERO
+            } else {
+                app.config.load().drain.accept_grace
+            };
+            app.drain(grace, &mut signals).await;
+        }
+        End::Retire(wire) => app.retire(wire, &mut table, &mut signals).await,
+    }
+    table.end().await;
     servers.stop().await;
     app.end_administration();
-    ExitCode::SUCCESS
+    Ok(())
+}
+
+/// Why it does not go on as before.
+enum End {
+    /// It was asked to end.
+    Signal(Signal),
+    /// Another process has taken over, and is at the other end of this.
+    Retire(Box<Wire>),
+}
+
+fn cannot_serve(address: std::net::SocketAddr, error: &io::Error) -> String {
+    format!("cannot serve the admin address {address}: {error}")
 }
 
 /// Returns when an end is asked for; notes it if a reload is, which cannot be made yet.
 async fn ends(signals: &mut Signals, hangup: &mut bool) {
-    while signals.next().await == Signal::Hangup {
-        *hangup = true;
+    loop {
+        match signals.next().await {
+            Signal::Hangup => *hangup = true,
+            Signal::Upgrade => {}
+            Signal::Terminate | Signal::Interrupt => return,
+        }
     }
 }
 
@@ -236,8 +299,8 @@ impl App {
         observer: Observer,
         log: observe::log::LogHandle,
         wishes: mpsc::Sender<backstage::ReloadWish>,
+        store: Store,
     ) -> Self {
-        let store = Store::new(config.routing.mode, config.limits.directory_sessions);
         let hub = Hub::default();
         let news = News {
             store: store.clone(),
@@ -274,6 +337,11 @@ impl App {
         let stage = Arc::new(Stage::default());
         let config = Arc::new(ArcSwap::from_pointee(config.clone()));
         let open = connections.clone();
+        let house = House {
+            observer: observer.clone(),
+            pool: pool.clone(),
+        };
+        let primary = Primary::new(store.clone(), Arc::new(house));
         let backstage = Arc::new(Stagehand {
             pool: pool.clone(),
             store,
@@ -283,6 +351,7 @@ impl App {
             rules: rules.clone(),
             reload: wishes,
             open_connections: Arc::new(move || open.open()),
+            primary: primary.clone(),
         });
         let app = Self {
             config,
@@ -292,9 +361,10 @@ impl App {
             connections,
             stage,
             log,
-            accepting: CancellationToken::new(),
+            accepting: None,
             admin: None,
             backstage,
+            primary,
         };
         app.show_limits();
         app
@@ -309,6 +379,13 @@ impl App {
         Ok(Administration { bound, stop })
     }
 
+    fn start_administration(&mut self, bound: Bound) -> io::Result<()> {
+        let token = self.config.load().admin.token.clone();
+        let admin = self.administer(bound, token)?;
+        self.is_administered_by(admin);
+        Ok(())
+    }
+
     fn is_administered_by(&mut self, admin: Administration) {
         self.end_administration();
         self.admin = Some(admin);
@@ -320,14 +397,21 @@ impl App {
         }
     }
 
-    /// Accepts clients on `listener`, and no longer on the one before it.
-    fn accept(&mut self, listener: TcpListener) {
+    /// Accepts clients there, and no longer on the listener before it.
+    fn accept(&mut self, door: Door) {
         let stop = CancellationToken::new();
         let (connections, shared, token) =
             (self.connections.clone(), self.shared.clone(), stop.clone());
-        tokio::spawn(async move { connections.accept(listener, shared, token).await });
-        let former = std::mem::replace(&mut self.accepting, stop);
-        former.cancel();
+        let listener = door.listener;
+        let task = tokio::spawn(async move { connections.accept(listener, shared, token).await });
+        let accepting = Accepting {
+            copy: door.copy,
+            stop,
+            task,
+        };
+        if let Some(former) = self.accepting.replace(accepting) {
+            former.stop.cancel();
+        }
     }
 
     /// Returns when every backend has been probed once, or has had its time for that.
@@ -364,7 +448,14 @@ impl App {
     }
 
     /// The end: readiness first, then the listener, then each connection when its turns are over.
-    async fn drain(&self, signal: Signal, signals: &mut Signals) {
+    async fn drain(&mut self, grace: Duration, signals: &mut Signals) {
+        let mut accepting = self.accepting.take();
+        // The copy of the socket goes as well: who connects now is refused, and does not wait.
+        let stop_accepting = |accepting: &mut Option<Accepting>| {
+            if let Some(Accepting { stop, .. }) = accepting.take() {
+                stop.cancel();
+            }
+        };
         let observer = &self.shared.observer;
         let drain = self.config.load().drain.clone();
         let note = |phase| {
@@ -377,26 +468,24 @@ impl App {
         };
         self.stage.draining.store(true, Ordering::Release);
         note("started");
-        // A person at a terminal has no balancer that needs time to look away.
-        let grace = if signal == Signal::Interrupt {
-            Duration::ZERO
-        } else {
-            drain.accept_grace
-        };
         let gently = async {
             tokio::time::sleep(grace).await;
-            self.accepting.cancel();
+            stop_accepting(&mut accepting);
             self.shared.hub.publish(&Message::Drain);
+            // Without this process the older ones would have nobody to ask.
+            self.primary.tell(&PeerMessage::Drain);
             note("listener closed");
-            tokio::time::timeout(drain.timeout, self.connections.ended())
-                .await
-                .is_ok()
+            let all = async {
+                self.connections.ended().await;
+                self.primary.alone().await;
+            };
+            tokio::time::timeout(drain.timeout, all).await.is_ok()
         };
         let ended = tokio::select! {
             ended = gently => ended,
             _ = signals.next_end() => false,
         };
-        self.accepting.cancel();
+        stop_accepting(&mut accepting);
         if !ended {
             note("time is over");
             self.shared.hub.publish(&Message::Shutdown);

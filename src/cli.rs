@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    app::{self, Origin, Start},
+    app::{self, Origin, Predecessor, Start},
     config::{
         self, Backend, Config, Managed,
         command::{self, Wanted},
@@ -139,6 +139,9 @@ struct RunArgs {
     /// Without a file: where health, metrics and the API are served [default: 127.0.0.1:9321].
     #[arg(long, value_name = "IP:PORT", conflicts_with = "config")]
     admin: Option<SocketAddr>,
+    /// Take over from the running Taxiway, which goes on serving the clients that it has.
+    #[arg(long)]
+    upgrade: bool,
 }
 
 #[derive(Debug, Args)]
@@ -286,6 +289,11 @@ fn run(args: &RunArgs) -> ExitCode {
 
 /// Finds out how to start.
 fn prepare(args: &RunArgs) -> Result<Start, ExitCode> {
+    let predecessor = if args.upgrade {
+        Predecessor::Running
+    } else {
+        Predecessor::None
+    };
     let by_hand = !args.backend.is_empty();
     if !by_hand && let Some(path) = find(args.config.as_deref())? {
         if args.listen.is_some() || args.admin.is_some() {
@@ -306,6 +314,7 @@ fn prepare(args: &RunArgs) -> Result<Start, ExitCode> {
             config: loaded.config,
             files: loaded.files,
             origin: Origin::File,
+            predecessor,
         });
     }
     let env = |name: &str| std::env::var(name).ok();
@@ -333,6 +342,7 @@ fn prepare(args: &RunArgs) -> Result<Start, ExitCode> {
     if let Some(address) = args.admin {
         config.admin.address = address;
     }
+    config.upgrade.socket = config::Upgrade::usual_socket(config.listener.address, &env);
     for backend in &config.backends {
         if let Some(key) = config.own_address(&backend.address) {
             return Err(usage(&format!(
@@ -346,6 +356,7 @@ fn prepare(args: &RunArgs) -> Result<Start, ExitCode> {
         config,
         files: Vec::new(),
         origin,
+        predecessor,
     })
 }
 

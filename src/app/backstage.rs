@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::bridge;
+use super::{bridge, succession};
 use crate::{
     config::{self, Config},
     control::{
@@ -22,6 +22,7 @@ use crate::{
             SessionView, StateChange,
         },
         pool::{Pool, PoolError},
+        upgrade::Primary,
     },
     core::{
         event::Event,
@@ -40,6 +41,8 @@ pub(super) struct Stage {
     pub(super) ready: AtomicBool,
     /// SIGTERM has come.
     pub(super) draining: AtomicBool,
+    /// Another process has taken over, or is about to.
+    pub(super) retired: AtomicBool,
 }
 
 /// A wish to read the configuration again, and where the outcome goes.
@@ -59,6 +62,8 @@ pub(super) struct Stagehand {
     pub(super) rules: Arc<ArcSwap<Rules>>,
     pub(super) reload: mpsc::Sender<ReloadWish>,
     pub(super) open_connections: Arc<dyn Fn() -> usize + Send + Sync>,
+    /// Older processes, which follow what operators say here.
+    pub(super) primary: Primary,
 }
 
 impl Backstage for Stagehand {
@@ -66,6 +71,9 @@ impl Backstage for Stagehand {
         let mut reasons = Vec::new();
         if self.stage.draining.load(Ordering::Acquire) {
             reasons.push("draining: this Taxiway is shutting down".to_owned());
+        }
+        if self.stage.retired.load(Ordering::Acquire) {
+            reasons.push("retired: another Taxiway process has taken over".to_owned());
         }
         if !self.stage.ready.load(Ordering::Acquire) {
             reasons.push(
@@ -103,6 +111,7 @@ impl Backstage for Stagehand {
         let metrics = self.observer.metrics();
         metrics.set_limit_usage("limits.connections", (self.open_connections)() as f64);
         metrics.set_limit_usage("limits.directory_sessions", self.store.lock().len() as f64);
+        metrics.upgrade_peers(self.primary.count());
         metrics.render()
     }
 
@@ -235,11 +244,16 @@ impl Backstage for Stagehand {
             // The file's weight is in force again, too.
             self.pool.set_weight(backend, None).map_err(refused)?;
         }
+        self.tell_older(backend);
         Ok(())
     }
 
     fn set_weight(&self, backend: &str, weight: u32) -> Result<(), ActionError> {
-        self.pool.set_weight(backend, Some(weight)).map_err(refused)
+        self.pool
+            .set_weight(backend, Some(weight))
+            .map_err(refused)?;
+        self.tell_older(backend);
+        Ok(())
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<String, Value>> {
@@ -261,6 +275,14 @@ impl Backstage for Stagehand {
             action: action.into(),
             ok,
         });
+    }
+}
+
+impl Stagehand {
+    fn tell_older(&self, backend: &str) {
+        for wish in succession::wishes(&self.pool, Some(backend)) {
+            self.primary.tell(&wish);
+        }
     }
 }
 

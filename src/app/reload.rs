@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{App, Start, backstage::ReloadWish, rules, start::Servers};
+use super::{App, Start, backstage::ReloadWish, rules, start::Servers, succession::Door};
 use crate::{
     config,
     control::{
@@ -133,6 +133,7 @@ impl Reloader {
             let address = new.listener.address;
             Some(
                 listener::bind(address)
+                    .and_then(|listener| Door::new(listener.into_std()?))
                     .map_err(|e| cannot_bind("listener.address", address, &e))?,
             )
         } else {
@@ -159,8 +160,8 @@ impl Reloader {
         servers.withhold(&new);
         app.apply_backends(servers);
         app.show_limits();
-        if let Some(listener) = listener {
-            app.accept(listener);
+        if let Some(door) = listener {
+            app.accept(door);
         }
         if let Some(admin) = admin {
             app.is_administered_by(admin);

@@ -46,6 +46,15 @@ pub enum Origin {
     Simulated,
 }
 
+/// Whether there is a process to follow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Predecessor {
+    /// The sockets are this process's to bind, or the service manager's.
+    None,
+    /// A running process hands them over (`--upgrade`).
+    Running,
+}
+
 /// Everything that is known before anything is started.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -55,6 +64,8 @@ pub struct Start {
     pub files: Vec<PathBuf>,
     /// Where the servers come from.
     pub origin: Origin,
+    /// Where the sockets come from.
+    pub predecessor: Predecessor,
 }
 
 /// Servers that this process runs itself.

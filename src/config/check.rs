@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     Admin, Config, CreateExisting, Drain, Granularity, Health, Identities, Identity, Key, Limits,
-    Listener, Log, LogFormat, Managed, Placement, Routing, Sessions, StallAction,
+    Listener, Log, LogFormat, Managed, Placement, Routing, Sessions, StallAction, Upgrade,
+    UpgradeSocket,
     diagnostic::Report,
     raw::{Raw, Table},
 };
@@ -20,8 +21,10 @@ use crate::core::snapshot::Mode;
 mod failover;
 mod pool;
 mod secret;
+mod upgrade;
 
 pub(super) use pool::default_state_dir;
+pub(super) use upgrade::usual_socket;
 
 /// Looks up an environment variable.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -52,12 +55,17 @@ pub(super) fn check(
         health: check.health(),
         failover: check.failover(),
         drain: drain(raw.table("drain")),
+        upgrade: Upgrade {
+            socket: UpgradeSocket::None,
+            timeout: raw.table("upgrade").duration("timeout"),
+        },
         limits: limits(raw.table("limits")),
         log: log(raw.table("log")),
         backends: check.backends(),
         managed: check.managed(),
         secret_variables: Vec::new(),
     };
+    config.upgrade.socket = check.upgrade_socket(config.listener.address);
     check.giving_up(&config);
     check.pool(&config);
     config.secret_variables = check.secret_variables;

@@ -181,6 +181,46 @@ pub struct Drain {
     pub accept_grace: Duration,
 }
 
+/// `upgrade.socket`: where a running Taxiway waits for the one that is to follow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpgradeSocket {
+    /// None is given, and the environment names no place for one.
+    None,
+    /// Not given: in the place that the environment names. It is done without if need be.
+    Usual(PathBuf),
+    /// As the file says.
+    Given(PathBuf),
+}
+
+impl UpgradeSocket {
+    /// The path, if there is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::None => None,
+            Self::Usual(path) | Self::Given(path) => Some(path),
+        }
+    }
+}
+
+/// `[upgrade]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upgrade {
+    /// Where the next process asks for the sockets.
+    pub socket: UpgradeSocket,
+    /// How long the old process serves the clients that it has.
+    pub timeout: Duration,
+}
+
+impl Upgrade {
+    /// `upgrade.socket` where the file has none, or there is no file: one for each listener.
+    pub fn usual_socket(
+        listener: SocketAddr,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> UpgradeSocket {
+        check::usual_socket(listener, environment)
+    }
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -263,6 +303,8 @@ pub struct Config {
     pub failover: Failover,
     #[allow(missing_docs)]
     pub drain: Drain,
+    #[allow(missing_docs)]
+    pub upgrade: Upgrade,
     #[allow(missing_docs)]
     pub limits: Limits,
     #[allow(missing_docs)]

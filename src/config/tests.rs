@@ -58,6 +58,9 @@ fence_timeout = "5s"
 [drain]
 timeout = "1h30m"
 accept_grace = "0s"
+[upgrade]
+socket = "run/upgrade.sock"
+timeout = "1h"
 [limits]
 frame = "1GiB"
 header = "4KiB"
@@ -130,6 +133,7 @@ fn a_minimal_file_has_the_promised_defaults() {
             },
             "failover": { "hang_timeout": "10s", "fence_command": null, "fence_timeout": "10s" },
             "drain": { "timeout": "10m", "accept_grace": "5s" },
+            "upgrade": { "socket": null, "timeout": "1d" },
             "limits": {
                 "frame": "64MiB", "header": "8KiB", "frame_timeout": "30s",
                 "calls_per_connection": 1024, "sessions_per_connection": 1024,
@@ -254,6 +258,8 @@ fn values_are_what_is_written() {
     assert_eq!(config.failover.fence_command.as_deref(), Some(&fence[..]));
     assert_eq!(config.limits.session_params, 64 << 10);
     assert_eq!(config.drain.timeout, Duration::from_secs(5400));
+    let socket = PathBuf::from("/etc/taxiway/run/upgrade.sock");
+    assert_eq!(config.upgrade.socket, UpgradeSocket::Given(socket));
     assert_eq!(config.limits.calls_per_connection, 16);
     assert_eq!(config.limits.sessions_per_connection, 1000);
     assert_eq!(config.health.max_ejected, 1.0);

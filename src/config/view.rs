@@ -26,6 +26,7 @@ pub fn redacted(config: &Config) -> Value {
         health,
         failover,
         drain,
+        upgrade,
         limits,
         log,
         backends,
@@ -99,6 +100,10 @@ pub fn redacted(config: &Config) -> Value {
         "drain": {
             "timeout": show_duration(drain.timeout),
             "accept_grace": show_duration(drain.accept_grace),
+        },
+        "upgrade": {
+            "socket": upgrade.socket.path().map(|path| path.display().to_string()),
+            "timeout": show_duration(upgrade.timeout),
         },
         "limits": {
             "frame": show_size(limits.frame as u64),

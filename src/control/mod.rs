@@ -1,5 +1,6 @@
 //! Control plane: health, pool, supervisor, reload, admin. Never sees a client's frame.
 
+pub mod activation;
 pub mod admin;
 mod connection;
 mod fence;
@@ -10,3 +11,4 @@ pub mod probe;
 pub mod reload;
 pub mod signal;
 pub mod supervisor;
+pub mod upgrade;

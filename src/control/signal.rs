@@ -13,6 +13,8 @@ pub enum Signal {
     Interrupt,
     /// SIGHUP: reload.
     Hangup,
+    /// SIGUSR2: start a successor that takes over.
+    Upgrade,
 }
 
 /// Replaces the default reactions of this process from its making on.
@@ -21,6 +23,7 @@ pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    upgrade: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -30,6 +33,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            upgrade: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -40,6 +44,7 @@ impl Signals {
             Some(()) = self.terminate.recv() => Signal::Terminate,
             Some(()) = self.interrupt.recv() => Signal::Interrupt,
             Some(()) = self.hangup.recv() => Signal::Hangup,
+            Some(()) = self.upgrade.recv() => Signal::Upgrade,
             // The runtime is going down, and this task with it.
             else => std::future::pending().await,
         }
@@ -49,7 +54,7 @@ impl Signals {
     pub async fn next_end(&mut self) -> Signal {
         loop {
             let signal = self.next().await;
-            if signal != Signal::Hangup {
+            if matches!(signal, Signal::Terminate | Signal::Interrupt) {
                 return signal;
             }
         }
@@ -67,6 +72,7 @@ mod tests {
         let mut signals = Signals::new().unwrap();
         for (raw, expected) in [
             (Raw::HUP, Signal::Hangup),
+            (Raw::USR2, Signal::Upgrade),
             (Raw::TERM, Signal::Terminate),
             (Raw::INT, Signal::Interrupt),
             (Raw::HUP, Signal::Hangup),

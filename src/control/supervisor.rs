@@ -46,8 +46,17 @@ const LAST_LINES: usize = 5;
 
 /// The file in a server's home whose lock says that the home is in use.
 const LOCK: &str = ".taxiway.lock";
-/// Taxiway's own variables: the admin token among them opens the whole pool.
-const OWN_VARIABLES: [&str; 3] = ["TAXIWAY_ADMIN", "TAXIWAY_ADMIN_TOKEN", "TAXIWAY_CONFIG"];
+/// Taxiway's own variables: the admin token among them opens the whole pool, and by the others a
+/// server would speak to the service manager in Taxiway's name.
+const OWN_VARIABLES: [&str; 7] = [
+    "TAXIWAY_ADMIN",
+    "TAXIWAY_ADMIN_TOKEN",
+    "TAXIWAY_CONFIG",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+];
 
 /// How servers are started again.
 #[derive(Clone, Copy, Debug)]

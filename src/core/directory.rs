@@ -180,6 +180,10 @@ pub struct Directory {
     moved: HashMap<BackendName, HashSet<SessionId, RandomState>, RandomState>,
     /// Sessions whose [`Saved`] may have changed since [`Directory::take_dirty`].
     dirty: Vec<SessionId>,
+    /// Sessions whose holders have changed, if another process wants to know.
+    news: Option<HashSet<SessionId, RandomState>>,
+    /// Another process decides who owns what.
+    follows: bool,
 }
 
 impl Directory {
@@ -198,6 +202,8 @@ impl Directory {
             left: VecDeque::new(),
             moved: HashMap::default(),
             dirty: Vec::new(),
+            news: None,
+            follows: false,
         }
     }
 
@@ -345,6 +351,7 @@ impl Directory {
             self.loads.entry(at).or_default().sessions += 1;
             self.touch(session);
         }
+        self.note(session.as_str());
         answer
     }
 
@@ -370,6 +377,7 @@ impl Directory {
                 load.turns = load.turns.saturating_sub(1);
             }
         }
+        self.note(session);
     }
 
     /// `session` is open on no backend any more, for anybody (`sessions.close`, not found).
@@ -424,6 +432,7 @@ impl Directory {
             let load = self.loads.entry(backend.clone()).or_default();
             load.turns = load.turns.saturating_sub(1);
         }
+        self.note(session);
     }
 
     /// `backend` says that it does not have `session` open.
@@ -586,6 +595,7 @@ impl Directory {
         }
         record.turn = Some(reporter);
         self.loads.entry(owner).or_default().turns += 1;
+        self.note(session);
         true
     }
 
@@ -607,6 +617,7 @@ impl Directory {
         }
         let again = mark.is_some() && record.reported == mark;
         record.reported = mark.or(record.reported);
+        self.note(session);
         !again
     }
 
@@ -697,6 +708,7 @@ impl Directory {
 
 mod kept;
 mod moves;
+mod peers;
 
 #[cfg(test)]
 mod tests;

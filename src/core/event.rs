@@ -152,6 +152,27 @@ pub enum PlacementReason {
     TwoChoices,
 }
 
+/// A step of an upgrade: one process takes over from another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UpgradePhase {
+    /// A successor has been given the sockets, and gets ready.
+    Offered,
+    /// The successor did not come; everything goes on as before.
+    Failed,
+    /// This process has taken over.
+    TakenOver,
+    /// Another process has taken over; this one serves the clients that it has.
+    Retired,
+    /// An older process shares the owner table.
+    Attached,
+    /// An older process has ended.
+    Gone,
+    /// An older process has lost or found its way to the newest one.
+    Link,
+    /// Two processes have a session open on different backends.
+    Conflict,
+}
+
 /// One thing worth a log line.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "field names are the names in the log line")]
@@ -270,6 +291,13 @@ pub enum Event {
         phase: &'static str,
         connections: usize,
         turns: usize,
+    },
+    Upgrade {
+        phase: UpgradePhase,
+        /// The other process.
+        peer: Option<u32>,
+        /// For people; may be empty.
+        detail: Arc<str>,
     },
     AdminCall {
         client: SocketAddr,

@@ -72,6 +72,8 @@ pub enum Refusal {
     Unreachable(BackendName),
     /// This backend has not yet accepted Taxiway as the provider that a client asked for.
     Unprepared(BackendName),
+    /// Another process keeps the owner table, and did not answer.
+    Unconfirmed,
     /// No backend takes placements.
     NoBackend,
 }
@@ -104,6 +106,10 @@ impl Refusal {
             Self::Unprepared(b) => format!(
                 "backend {b} has not accepted the provider registration yet, so {what} is not \
                  opened there; retry later"
+            ),
+            Self::Unconfirmed => format!(
+                "cannot tell who has {what} open: the Taxiway process that keeps the owner table \
+                 does not answer; retry later"
             ),
             Self::NoBackend => {
                 format!("no usable backend for {what}; retry later, see `taxiway status`")
@@ -162,7 +168,11 @@ pub fn reopen(known: &Known, snapshot: &Snapshot) -> Return {
         };
     };
     let backend = snapshot.get(owner);
-    if backend.is_some_and(|b| b.is_usable() && !is_leaving(b, snapshot.mode)) {
+    // A backend that was removed serves what it has, but what was closed there stays closed.
+    let may = |b: &Backend| {
+        b.is_usable() && !is_leaving(b, snapshot.mode) && (known.owner.is_some() || !b.removed)
+    };
+    if backend.is_some_and(may) {
         return Return::At(owner.clone());
     }
     if snapshot.mode == Mode::SharedStorage && backend.is_none_or(|b| b.released) {
@@ -179,7 +189,7 @@ pub fn reopen(known: &Known, snapshot: &Snapshot) -> Return {
 
 /// Whether what is closed at this backend stays closed until it is ready again.
 fn is_leaving(backend: &Backend, mode: Mode) -> bool {
-    mode == Mode::Sticky && (backend.admin == AdminState::Drain || backend.removed)
+    mode == Mode::Sticky && backend.admin == AdminState::Drain
 }
 
 /// What can be said from the directory alone.

@@ -11,6 +11,7 @@ pub mod idmap;
 pub mod locate;
 pub mod mux;
 pub mod outlier;
+pub mod peer;
 pub mod provider;
 pub mod release;
 pub mod reopen;

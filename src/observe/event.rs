@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{Label, Observer, clip, clip_to, metrics::unix_now};
 use crate::core::{
-    event::{Event, TurnRecord},
+    event::{Event, TurnRecord, UpgradePhase},
     release::How,
     snapshot::Health,
 };
@@ -56,6 +56,7 @@ impl Observer {
                 ..
             } => metrics.failover(how.label()),
             Event::FenceFailed { .. } => metrics.failover("fence_failed"),
+            Event::Upgrade { phase, .. } => metrics.upgrade(*phase),
             Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
             | Event::UpstreamLost { .. }
@@ -224,6 +225,11 @@ impl Observer {
                 turns,
                 "drain"
             ),
+            Event::Upgrade {
+                phase,
+                peer,
+                detail,
+            } => self.write_upgrade(*phase, *peer, detail),
             Event::AdminCall { client, action, ok } => info!(
                 target: "taxiway",
                 client_addr = %client,
@@ -231,6 +237,24 @@ impl Observer {
                 ok,
                 "admin"
             ),
+        }
+    }
+
+    fn write_upgrade(&self, phase: UpgradePhase, peer: Option<u32>, detail: &str) {
+        let detail = Some(long(detail)).filter(|detail| !detail.is_empty());
+        macro_rules! line {
+            ($level:ident) => {
+                $level!(target: "taxiway", phase = phase.label(), peer, detail, "upgrade")
+            };
+        }
+        match phase {
+            UpgradePhase::Failed | UpgradePhase::Conflict => line!(error),
+            UpgradePhase::Link => line!(warn),
+            UpgradePhase::Offered
+            | UpgradePhase::TakenOver
+            | UpgradePhase::Retired
+            | UpgradePhase::Attached
+            | UpgradePhase::Gone => line!(info),
         }
     }
 
@@ -416,6 +440,7 @@ fn write_backend(event: &Event) {
         | Event::SessionNotFound { .. }
         | Event::Reload { .. }
         | Event::Drain { .. }
+        | Event::Upgrade { .. }
         | Event::AdminCall { .. } => debug_assert!(false, "{event:?} is no line of a backend"),
     }
 }

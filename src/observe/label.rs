@@ -5,6 +5,7 @@
 use crate::core::{
     event::{
         CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, ReopenResult, TurnOutcome,
+        UpgradePhase,
     },
     release::How,
     snapshot::{AdminState, Health, Mode},
@@ -58,6 +59,16 @@ labels! {
         BackendError = "backend_error",
         ProxyError = "proxy_error",
         Abandoned = "abandoned",
+    }
+    UpgradePhase {
+        Offered = "offered",
+        Failed = "failed",
+        TakenOver = "taken_over",
+        Retired = "retired",
+        Attached = "peer_attached",
+        Gone = "peer_gone",
+        Link = "link",
+        Conflict = "conflict",
     }
     TurnOutcome {
         Ok = "ok",

@@ -180,6 +180,8 @@ impl Search {
                         let outcome = Ok(found);
                         return Found { outcome, permit };
                     }
+                    drop(permit);
+                    let _late = tokio::time::timeout(ASK_AGAIN, changes.changed()).await;
                 }
                 Return::Anywhere => {
                     let all = candidates(&self.shared, self.purpose, &[]);
@@ -192,6 +194,8 @@ impl Search {
                         let outcome = Ok(found);
                         return Found { outcome, permit };
                     }
+                    drop(permit);
+                    let _late = tokio::time::timeout(ASK_AGAIN, changes.changed()).await;
                 }
                 Return::Move { from } => {
                     let others =
@@ -201,7 +205,8 @@ impl Search {
                         continue;
                     };
                     let (session, store) = (&self.session, &self.shared.store);
-                    if store.reown(session, &from, &to, self.connection).await == Claim::Granted {
+                    let moved = store.reown(session, &from, &to, self.connection).await;
+                    if moved == Ok(Claim::Granted) {
                         let permit = self.shared.pacer.admit(&to).await;
                         let found = Located {
                             backend: to,
@@ -213,6 +218,9 @@ impl Search {
                             permit,
                         };
                     }
+                    // It may be heard there by a client of another process.
+                    let change = changes.changed();
+                    let _late = tokio::time::timeout(ASK_AGAIN, change).await;
                 }
                 Return::AwaitBackend(_) => pool_changes.await,
                 Return::AwaitHolders => {
@@ -236,9 +244,9 @@ impl Search {
     async fn claim_again(&self, at: &BackendName, reason: PlacementReason) -> Option<Located> {
         let claim = self.shared.store.claim(&self.session, at, self.connection);
         let backend = match claim.await {
-            Claim::Granted => at.clone(),
-            Claim::OwnedBy(owner) => owner,
-            Claim::Moving => return None,
+            Ok(Claim::Granted) => at.clone(),
+            Ok(Claim::OwnedBy(owner)) => owner,
+            Ok(Claim::Moving) | Err(_) => return None,
         };
         Some(Located {
             backend,
@@ -314,6 +322,7 @@ impl Search {
             | Refusal::Silent(_)
             | Refusal::Unreachable(_)
             | Refusal::Unprepared(_)
+            | Refusal::Unconfirmed
             | Refusal::NoBackend => None,
         };
         match away {
@@ -377,6 +386,7 @@ impl Search {
             .store
             .claim(session, &found.backend, self.connection)
             .await;
+        let claim = claim.map_err(|_| Err(refused(Some(session), Refusal::Unconfirmed)))?;
         match claim {
             Claim::Granted => Err(Ok(found)),
             Claim::OwnedBy(owner) => {

@@ -149,11 +149,7 @@ enum Tried {
 impl Move {
     async fn run(&self, until: &CancellationToken) {
         while !until.is_cancelled() {
-            let tried = tokio::select! {
-                tried = self.attempt() => tried,
-                () = until.cancelled() => Tried::NotNow,
-            };
-            match tried {
+            match self.attempt(until).await {
                 Tried::Done => return,
                 Tried::NotNow => self.thaw(),
             }
@@ -165,16 +161,22 @@ impl Move {
         self.thaw();
     }
 
-    async fn attempt(&self) -> Tried {
-        if !self.has_somewhere_to_go() {
+    async fn attempt(&self, until: &CancellationToken) -> Tried {
+        if !self.is_due() {
             return Tried::NotNow;
         }
-        if !self.all_stand_still().await {
-            return Tried::NotNow;
-        }
-        let Ok(_door) = self.doors.acquire().await else {
-            return Tried::NotNow;
+        let ready = async {
+            let still = self.all_stand_still().await;
+            (still, self.doors.acquire().await)
         };
+        let (still, door) = tokio::select! {
+            ready = ready => ready,
+            () = until.cancelled() => return Tried::NotNow,
+        };
+        // From here on it is not left half done. The picture may be newer than what told to begin.
+        if !still || door.is_err() || !self.is_due() {
+            return Tried::NotNow;
+        }
         let begun = {
             let mut directory = self.shared.store.lock();
             if directory
@@ -211,11 +213,20 @@ impl Move {
         }
     }
 
-    /// On separate disks it waits for its home; else another backend has to take it.
-    fn has_somewhere_to_go(&self) -> bool {
+    /// On a shared disk another backend has to take it. On separate disks it waits for its home;
+    /// one that was removed may never come back, so it serves its sessions as long as it may.
+    fn is_due(&self) -> bool {
         let snapshot: Arc<Snapshot> = self.shared.pool.snapshot();
-        let others = || snapshot.backends.iter().any(|b| b.takes_placements());
-        snapshot.mode == Mode::Sticky || others()
+        if !snapshot.get(&self.backend).is_some_and(is_draining) {
+            return false;
+        }
+        match snapshot.mode {
+            Mode::SharedStorage => snapshot.backends.iter().any(|b| b.takes_placements()),
+            Mode::Sticky => {
+                let removed = snapshot.get(&self.backend).is_none_or(|b| b.removed);
+                !removed || Instant::now() >= self.deadline
+            }
+        }
     }
 
     /// Asks every connection that holds the session to stand still with it, and waits until all do.

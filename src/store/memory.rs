@@ -12,27 +12,31 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::peers::{Link, Unconfirmed};
 use crate::core::{
     balance::{self, Policy},
     directory::{Claim, Directory, Known},
     event::PlacementReason,
     id::{BackendName, ConnectionId, SessionId},
     locate,
+    peer::Question,
     snapshot::{Mode, Snapshot},
 };
 
 /// A handle; clones share one directory.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     directory: Mutex<Directory>,
     placements: AtomicU64,
     /// Counts changes of who has what open; those who wait for one follow it.
     changes: watch::Sender<u64>,
+    /// To the process that decides, if another one does.
+    pub(super) link: Link,
 }
 
 /// The directory, locked. What was changed under it is published when it is dropped.
@@ -58,6 +62,9 @@ impl DerefMut for Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
+        if self.directory.has_news() {
+            self.shared.link.wake();
+        }
         if self.directory.is_dirty() {
             drop(self.directory.take_dirty());
             self.shared.changes.send_modify(|n| *n += 1);
@@ -72,6 +79,7 @@ impl Store {
             directory: Mutex::new(Directory::new(mode, limit)),
             placements: AtomicU64::new(0),
             changes: watch::Sender::new(0),
+            link: Link::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -110,26 +118,41 @@ impl Store {
 
     /// Claims `session` for `holder` on `want`, or where it is owned already. Returns once the
     /// owner is kept where a crash does not reach it.
-    #[allow(clippy::unused_async, reason = "memory needs no time, other kinds do")]
+    ///
+    /// # Errors
+    /// Another process decides, and does not answer.
     pub async fn claim(
         &self,
         session: &SessionId,
         want: &BackendName,
         holder: ConnectionId,
-    ) -> Claim {
-        self.lock().claim(Instant::now(), session, want, holder)
+    ) -> Result<Claim, Unconfirmed> {
+        let decide =
+            |directory: &mut Directory| directory.claim(Instant::now(), session, want, holder);
+        let question = Question::Claim {
+            want: want.to_string(),
+        };
+        self.decide(session, question, holder, &decide).await
     }
 
     /// [`Directory::reown`]; returns once the new owner is kept where a crash does not reach it.
-    #[allow(clippy::unused_async, reason = "memory needs no time, other kinds do")]
+    ///
+    /// # Errors
+    /// Another process decides, and does not answer.
     pub async fn reown(
         &self,
         session: &SessionId,
         from: &BackendName,
         to: &BackendName,
         holder: ConnectionId,
-    ) -> Claim {
-        self.lock().reown(Instant::now(), session, from, to, holder)
+    ) -> Result<Claim, Unconfirmed> {
+        let decide =
+            |directory: &mut Directory| directory.reown(Instant::now(), session, from, to, holder);
+        let question = Question::Reown {
+            from: from.to_string(),
+            to: to.to_string(),
+        };
+        self.decide(session, question, holder, &decide).await
     }
 
     /// Chooses the backend of a new session by the loads known here.

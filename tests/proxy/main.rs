@@ -30,3 +30,4 @@ mod relay;
 mod released;
 mod reload;
 mod stop;
+mod upgrade;

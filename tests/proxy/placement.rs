@@ -127,11 +127,10 @@ async fn operators_win_over_the_file_until_reset() {
         assert_eq!(rig.admin().backend("s1").await["state"], "drain");
         let (_held, places) = spread(&rig, "drain", 12).await;
         assert!(!places.contains_key("s1"), "{places:?}");
-        // What is open there goes on, and may be joined.
-        client.turn(&kept, "two").await;
-        let params = json!({ "sessionId": kept });
-        let second = rig.client().await;
-        second.call("session.resume", params).await.unwrap();
+        // What was open there is closed by now, and its calls wait for a while.
+        let waits = client.mode(&kept).await.unwrap_err();
+        assert_eq!(waits.code, -32010, "{waits:?}");
+        assert!(waits.message.contains("disk of backend s1"), "{waits:?}");
         // A reload does not undo it, nor does a file that says otherwise.
         let file = rig
             .taxiway
@@ -144,6 +143,7 @@ async fn operators_win_over_the_file_until_reset() {
         assert!(!places.contains_key("s1"), "{places:?}");
 
         rig.admin().change("/api/v1/backends/s1/ready", "{}").await;
+        client.turn(&kept, "two").await;
         let back = id_placed_on(rig.admin(), "s1", "back").await;
         client.create(&back).await;
         assert_eq!(rig.sims.owner(&back).as_deref(), Some("s1"));

@@ -411,6 +411,31 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "upgrade",
+        shape: Shape::Table,
+        text: "Another process takes over without a gap: `taxiway run --upgrade`.",
+        keys: &[
+            key(
+                "socket",
+                Kind::Path,
+                Absent::Means(
+                    "`upgrade-IP-PORT.sock` in `$RUNTIME_DIRECTORY` or `$XDG_RUNTIME_DIR/taxiway`; \
+                     without these variables there is none, and no upgrade",
+                ),
+                Reload::Restart("old processes look for their successor there"),
+                "The Unix socket on which the running process hands its listening sockets over. \
+                 Only its own user may connect.",
+            ),
+            key(
+                "timeout",
+                span(ms(100), secs(7 * 86_400)),
+                Absent::Value("24h"),
+                Reload::Live,
+                "How long the old process goes on serving the clients that it has.",
+            ),
+        ],
+    },
+    Section {
         name: "limits",
         shape: Shape::Table,
         text: "Nothing grows without bound. What meets a limit gets an error that names its key.",
@@ -630,5 +655,4 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         "store",
         "homes and owners that outlive Taxiway, and are shared by several",
     ),
-    later("upgrade", "handing over to a new process"),
 ];

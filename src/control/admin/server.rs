@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
@@ -35,6 +36,24 @@ impl Bound {
     /// Where it listens; tells the port if port 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A socket that was bound by somebody else.
+    ///
+    /// # Errors
+    /// It is no listening socket.
+    pub fn adopt(listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// A copy of the socket, for another process.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
     }
 
     /// The same socket once more: a server with another token can take over without a gap.
@@ -97,10 +116,7 @@ pub struct AdminServer;
 impl AdminServer {
     /// Takes the address, so that a clash is known before anything else is started.
     pub fn bind(address: SocketAddr) -> io::Result<Bound> {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok(Bound { listener, address })
+        Bound::adopt(TcpListener::bind(address)?)
     }
 
     /// Serves until `shutdown`, then lets the answers in progress end.

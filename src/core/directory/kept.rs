@@ -62,6 +62,7 @@ impl Directory {
 
     /// What is to be kept of `session` has changed.
     pub(super) fn touch(&mut self, session: &SessionId) {
+        self.note(session.as_str());
         match self.sessions.get_mut(session) {
             Some(record) if record.dirty => return,
             Some(record) => record.dirty = true,

@@ -16,6 +16,7 @@ impl Directory {
             && let Some(holder) = record.holders.iter_mut().find(|h| h.connection == holder)
         {
             holder.standing = standing;
+            self.note(session);
         }
     }
 
@@ -47,23 +48,20 @@ impl Directory {
         to: &BackendName,
         holder: ConnectionId,
     ) -> Claim {
-        if let Some(record) = self.sessions.get_mut(session)
+        if let Some(record) = self.sessions.get(session)
             && record.owner.as_ref() == Some(from)
-            && record.is_adrift()
             && self.mode == Mode::SharedStorage
             && from != to
         {
-            record.owner = Some(to.clone());
-            record.epoch += 1;
-            let turns = u32::from(record.turn.is_some());
-            let load = self.loads.entry(from.clone()).or_default();
-            load.sessions = load.sessions.saturating_sub(1);
-            load.turns = load.turns.saturating_sub(turns);
-            let load = self.loads.entry(to.clone()).or_default();
-            load.sessions += 1;
-            load.turns += turns;
-            self.note_moved(from, session);
-            self.touch(session);
+            let is_known = record.holders.iter().any(|h| h.connection == holder);
+            if !record.is_adrift() && is_known {
+                // Somebody hears it there, or has not noticed yet. Who asks has lost it still.
+                return Claim::OwnedBy(from.clone());
+            }
+            if record.is_adrift() {
+                self.change_owner(session, from, to);
+                self.note_moved(from, session);
+            }
         }
         self.claim(now, session, to, holder)
     }
@@ -107,6 +105,27 @@ impl Directory {
             let load = self.loads.entry(owner).or_default();
             load.sessions = load.sessions.saturating_sub(1);
         }
+        self.touch(session);
+    }
+
+    pub(super) fn change_owner(
+        &mut self,
+        session: &SessionId,
+        from: &BackendName,
+        to: &BackendName,
+    ) {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return;
+        };
+        record.owner = Some(to.clone());
+        record.epoch += 1;
+        let turns = u32::from(record.turn.is_some());
+        let load = self.loads.entry(from.clone()).or_default();
+        load.sessions = load.sessions.saturating_sub(1);
+        load.turns = load.turns.saturating_sub(turns);
+        let load = self.loads.entry(to.clone()).or_default();
+        load.sessions += 1;
+        load.turns += turns;
         self.touch(session);
     }
 
@@ -157,6 +176,10 @@ impl Directory {
     }
 
     pub(super) fn note_moved(&mut self, from: &BackendName, session: &SessionId) {
+        if self.follows {
+            // The process that decides cleans up: twice would close what was opened since.
+            return;
+        }
         self.moved
             .entry(from.clone())
             .or_default()

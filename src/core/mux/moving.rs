@@ -173,7 +173,7 @@ impl Mux {
             }
         } else {
             // Nobody knows how to open it again but the client itself.
-            let error = self.away(key);
+            let error = self.away(cx, key);
             self.give_up(cx, key, &error, out);
         }
     }

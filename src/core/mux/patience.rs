@@ -10,18 +10,23 @@ use crate::core::{
     id::BackendName,
     locate::{Purpose, Refusal},
     reply::ProxyError,
+    snapshot::Mode,
 };
 
 impl Mux {
     /// What a call is told whose session is away for too long.
-    pub(super) fn away(&self, key: usize) -> ProxyError {
+    pub(super) fn away(&self, cx: &Context<'_>, key: usize) -> ProxyError {
         let entry = &self.entries[key];
         let at = entry.reopening.as_ref().map(|r| r.from.clone());
         let at = at.or_else(|| {
             let slot = entry.slot.and_then(|slot| self.upstreams.get(slot));
             slot.map(|u| u.backend.clone())
         });
-        let why = at.map_or(Refusal::NoBackend, Refusal::OwnerAway);
+        let why = match cx.snapshot.mode {
+            Mode::Sticky => at.map(Refusal::HomeAway),
+            Mode::SharedStorage => at.map(Refusal::OwnerAway),
+        };
+        let why = why.unwrap_or(Refusal::NoBackend);
         ProxyError::NotLocated {
             session: Some(entry.id.clone()),
             why,
@@ -86,7 +91,7 @@ impl Mux {
                 .count();
             if late > 0 {
                 let late: VecDeque<Held> = entry.held.drain(..late).collect();
-                let error = self.away(key);
+                let error = self.away(cx, key);
                 self.fail_held(cx, late, &error, out);
             }
             if rests {

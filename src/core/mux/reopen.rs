@@ -407,7 +407,7 @@ impl Mux {
                 .map(|r| (&*r.method, r.params.to_string())),
         };
         let Some((method, params)) = call else {
-            let error = self.away(key);
+            let error = self.away(cx, key);
             self.give_up(cx, key, &error, out);
             return;
         };
@@ -567,7 +567,7 @@ impl Mux {
         };
         reopening.failures += 1;
         if reopening.failures >= ATTEMPTS {
-            let error = self.away(key);
+            let error = self.away(cx, key);
             self.give_up(cx, key, &error, out);
             return;
         }

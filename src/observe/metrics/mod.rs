@@ -21,7 +21,7 @@ use self::{
 };
 use super::Label;
 use crate::core::{
-    event::{CallOutcome, Direction, FrameKind},
+    event::{CallOutcome, Direction, FrameKind, UpgradePhase},
     id::BackendName,
 };
 
@@ -70,6 +70,9 @@ pub struct Metrics {
     reload_failure: IntCounter,
     reload_successful: IntGauge,
     reload_timestamp: Gauge,
+    /// By position of the phase.
+    upgrades: Vec<Option<IntCounter>>,
+    upgrade_peers: IntGauge,
 }
 
 /// What one routing class has.
@@ -93,6 +96,7 @@ impl Metrics {
         let calls = counters(r, &table::CALLS);
         let call_duration = histograms(r, &table::CALL_DURATION, CALL_BUCKETS);
         let reloads = counters(r, &table::RELOADS);
+        let upgrades = counters(r, &table::UPGRADES);
         let metrics = Self {
             downstream_connections: int_gauge(r, &table::DOWNSTREAM_CONNECTIONS),
             frames: Direction::ALL
@@ -134,6 +138,20 @@ impl Metrics {
                 r,
                 Gauge::with_opts(options(&table::RELOAD_TIMESTAMP, Kind::Gauge)),
             ),
+            upgrades: UpgradePhase::ALL
+                .iter()
+                .map(|phase| {
+                    let counts = matches!(
+                        phase,
+                        UpgradePhase::Offered
+                            | UpgradePhase::Failed
+                            | UpgradePhase::TakenOver
+                            | UpgradePhase::Retired
+                    );
+                    counts.then(|| upgrades.with_label_values(&[phase.label()]))
+                })
+                .collect(),
+            upgrade_peers: int_gauge(r, &table::UPGRADE_PEERS),
             registry,
         };
         #[cfg(target_os = "linux")]
@@ -278,6 +296,18 @@ impl Metrics {
             self.reload_failure.inc();
         }
         self.reload_successful.set(i64::from(ok));
+    }
+
+    /// A step of an upgrade. Counted by `Event::Upgrade`.
+    pub fn upgrade(&self, phase: UpgradePhase) {
+        if let Some(counter) = &self.upgrades[phase.position()] {
+            counter.inc();
+        }
+    }
+
+    /// How many older processes share the owner table.
+    pub fn upgrade_peers(&self, n: usize) {
+        self.upgrade_peers.set(i64::try_from(n).unwrap_or(i64::MAX));
     }
 
     /// Shows a counter that the log keeps.

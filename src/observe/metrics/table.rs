@@ -123,6 +123,11 @@ table! {
         "1 if the last reload (or the start) succeeded, 0 if the file is refused.";
     RELOAD_TIMESTAMP: Gauge "taxiway_config_last_reload_success_timestamp_seconds" []
         "When the configuration in force was taken over, in Unix time.";
+    UPGRADES: Counter "taxiway_upgrades_total" ["result"]
+        "Upgrades this process had part in: offered, failed, taken_over (as the new process), \
+         retired (as the old one).";
+    UPGRADE_PEERS: Gauge "taxiway_upgrade_peers" []
+        "Older processes that still serve clients and share this one's owner table.";
     LOG_LINES_DROPPED: Counter "taxiway_log_lines_dropped_total" []
         "Log lines lost because standard error took them too slowly, or not at all.";
 }

@@ -46,18 +46,7 @@ impl Taxiway {
         let folder = TempDir::new().unwrap();
         prepare(folder.path());
         fs::write(folder.path().join("taxiway.toml"), conf.render()).unwrap();
-        let log = File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_taxiway"))
-            .arg("run")
-            .arg("-c")
-            .arg(folder.path().join("taxiway.toml"))
-            .env_remove("TAXIWAY_CONFIG")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let child = Self::command(&folder, &[]).spawn().unwrap();
         let mut taxiway = Self {
             admin: Admin::new(conf.address("admin")),
             conf,
@@ -76,6 +65,109 @@ impl Taxiway {
             }
         });
         started.await.then_some(taxiway)
+    }
+
+    /// Starts one with this file that takes over from the one that runs; gives it once it has, or
+    /// the exit code and what it said.
+    pub(crate) async fn successor(conf: Conf) -> Result<Self, (Option<i32>, String)> {
+        let mut taxiway = Self::spawn_successor(conf);
+        let done = until("the successor to take over or to end", async || {
+            if let Some(status) = taxiway.child.try_wait().unwrap() {
+                return Ok(Err((status.code(), taxiway.log())));
+            }
+            match taxiway.log() {
+                log if log.contains("taken_over") => Ok(Ok(())),
+                log => Err(log),
+            }
+        });
+        done.await.map(|()| taxiway)
+    }
+
+    /// The same, and does not wait for anything.
+    pub(crate) fn spawn_successor(conf: Conf) -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("taxiway.toml"), conf.render()).unwrap();
+        let child = Self::command(&folder, &["--upgrade"]).spawn().unwrap();
+        Self {
+            admin: Admin::new(conf.address("admin")),
+            conf,
+            child,
+            folder,
+        }
+    }
+
+    fn command(folder: &TempDir, more: &[&str]) -> Command {
+        let log = File::create(folder.path().join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taxiway"));
+        command
+            .arg("run")
+            .arg("-c")
+            .arg(folder.path().join("taxiway.toml"))
+            .args(more)
+            .env_remove("TAXIWAY_CONFIG")
+            .env_remove("RUNTIME_DIRECTORY")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts it with sockets that somebody else has bound, as a service manager does.
+    pub(crate) fn activated(
+        conf: Conf,
+        names: &str,
+        sockets: [std::net::TcpListener; 2],
+        notify: &std::path::Path,
+    ) -> Self {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("taxiway.toml");
+        fs::write(&file, conf.render()).unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
+        let [first, second] = sockets.map(std::os::fd::OwnedFd::from);
+        // The protocol wants the process's own number, and the sockets from descriptor 3 on.
+        let script = "exec 3<&0 4<&1 0</dev/null 1>&2; LISTEN_PID=$$ LISTEN_FDS=2 exec \"$@\"";
+        let child = Command::new("sh")
+            .args([
+                "-c",
+                script,
+                "sh",
+                env!("CARGO_BIN_EXE_taxiway"),
+                "run",
+                "-c",
+            ])
+            .arg(&file)
+            .env_remove("TAXIWAY_CONFIG")
+            .env("LISTEN_FDNAMES", names)
+            .env("NOTIFY_SOCKET", notify)
+            .stdin(Stdio::from(first))
+            .stdout(Stdio::from(second))
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self {
+            admin: Admin::new(conf.address("admin")),
+            conf,
+            child,
+            folder,
+        }
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until its log says this.
+    pub(crate) async fn says(&self, what: &str) {
+        until(what, async || match self.log() {
+            log if log.contains(what) => Ok(()),
+            log => Err(log),
+        })
+        .await;
     }
 
     /// Where clients connect.
