@@ -533,6 +533,8 @@ fn rules(config: &Config) -> Rules {
             },
             session_params: config.limits.session_params,
             home_wait: config.routing.home_wait,
+            turn_stall: config.sessions.turn_stall,
+            ends_stalled: config.sessions.turn_stall_action == config::StallAction::End,
         },
         policy,
         key_is_user: routing.key == config::Key::User,

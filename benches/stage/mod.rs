@@ -74,6 +74,8 @@ impl Stage {
             create_existing: CreateExisting::Resume,
             session_params: 1 << 20,
             home_wait: Duration::from_secs(30),
+            turn_stall: None,
+            ends_stalled: false,
         };
         let backend = Backend {
             name: "cli-1".into(),

@@ -469,13 +469,25 @@ impl Directory {
         self.released.remove(backend);
     }
 
-    /// The process of `backend` is gone: nothing is open there but what its holders still know of.
+    /// The connections of `backend` are gone, and so its process is taken to be: nothing is open
+    /// there but what its holders still know of. If it lives after all, it must close what others
+    /// may open now: a stopped process whose connections were reset has not heard who has left.
     pub fn backend_gone(&mut self, backend: &BackendName) {
         self.silent.remove(backend);
         self.released.remove(backend);
-        self.left.retain(|(_, _, left)| left != backend);
-        for session in self.forget_maybe_open(backend) {
-            self.touch(&session);
+        let (left, others): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.left)
+            .into_iter()
+            .partition(|(_, _, left)| left == backend);
+        self.left = others;
+        let perhaps = self.forget_maybe_open(backend);
+        for session in &perhaps {
+            self.touch(session);
+        }
+        if self.mode == Mode::SharedStorage {
+            let left = left.into_iter().map(|(_, session, _)| session);
+            for session in left.chain(perhaps) {
+                self.note_moved(backend, &session);
+            }
         }
     }
 
@@ -501,7 +513,9 @@ impl Directory {
             self.touch(session);
             return;
         }
-        if self.left.len() >= LEFT_LIMIT {
+        while self.left.front().is_some_and(|(at, _, _)| {
+            self.left.len() >= LEFT_LIMIT || now.saturating_duration_since(*at) >= LEFT_WITHIN
+        }) {
             self.left.pop_front();
         }
         self.left.push_back((now, session.clone(), backend));

@@ -74,6 +74,8 @@ pub enum TurnOutcome {
     Aborted,
     /// Its backend or its client's connection went away.
     Lost,
+    /// No event came for `sessions.turn_stall`, and Taxiway ended it.
+    Stalled,
 }
 
 /// Who ended something.
@@ -211,6 +213,15 @@ pub enum Event {
         session: Option<SessionId>,
         code: i32,
         message: Arc<str>,
+    },
+    /// A turn has had no event for so long.
+    TurnStalled {
+        connection: ConnectionId,
+        session: SessionId,
+        backend: BackendName,
+        silent_for: Duration,
+        /// It was ended because of that.
+        ended: bool,
     },
     LimitHit {
         connection: Option<ConnectionId>,

@@ -330,6 +330,8 @@ pub enum LostBy {
     Shutdown,
     /// Its backend was drained, and the time for that was over.
     Drained(BackendName),
+    /// It said nothing for `sessions.turn_stall`.
+    Stalled,
     /// Its session is not open any more where it ran: closed by somebody else, or by the backend.
     Closed,
 }
@@ -355,6 +357,10 @@ pub fn turn_lost(
         LostBy::Drained(backend) => (
             "DRAINING",
             format!("Backend {backend} was drained before this turn had ended"),
+        ),
+        LostBy::Stalled => (
+            "TURN_STALLED",
+            "This turn had no event for sessions.turn_stall and was ended".to_owned(),
         ),
         LostBy::Shutdown => (
             "DRAINING",

@@ -67,6 +67,7 @@ impl Observer {
             | Event::BackendReleased { .. }
             | Event::BackendReturned { .. }
             | Event::BackendViolation { .. }
+            | Event::TurnStalled { .. }
             | Event::Drain { .. }
             | Event::AdminCall { .. }
             | Event::ManagedServer { .. } => {}
@@ -147,6 +148,22 @@ impl Observer {
                     message,
                 );
             }
+            Event::TurnStalled {
+                connection,
+                session,
+                backend,
+                silent_for,
+                ended,
+            } => warn!(
+                target: "taxiway",
+                connection = connection.0,
+                session = self.identity(session.as_str()),
+                backend = clip(backend.as_str()),
+                what = "stalled",
+                silent_ms = milliseconds(*silent_for),
+                ended,
+                "turn"
+            ),
             Event::LimitHit { connection, limit } => warn!(
                 target: "taxiway",
                 connection = connection.map(|c| c.0),
@@ -437,6 +454,7 @@ fn write_backend(event: &Event) {
         | Event::LimitHit { .. }
         | Event::CreateExisting { .. }
         | Event::SessionReopened { .. }
+        | Event::TurnStalled { .. }
         | Event::SessionNotFound { .. }
         | Event::Reload { .. }
         | Event::Drain { .. }

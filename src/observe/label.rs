@@ -75,6 +75,7 @@ labels! {
         Error = "error",
         Aborted = "aborted",
         Lost = "lost",
+        Stalled = "stalled",
     }
     ReopenResult {
         Resumed = "reopened",

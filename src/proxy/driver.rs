@@ -378,6 +378,11 @@ impl Driver {
                     observer.record(&Event::Turn(record));
                 }
             }
+            Output::TurnSilent { backend, silent } => {
+                if let Some(series) = observer.metrics().known_backend(&backend) {
+                    series.turn_silent(silent);
+                }
+            }
             Output::Unreachable { backend } => self.shared.pool.report_unreachable(&backend),
             Output::Violation { backend, what } => {
                 self.shared.pool.report_violation(&backend, what);

@@ -8,11 +8,11 @@ use super::{
     calls::{Call, Place},
     client::{Frame, swap_id},
     outbox::{Dest, Outbox},
-    own::OwnAnswer,
+    own::{Errand, OwnAnswer},
     place::write_frame,
     reopen::RetriedCall,
     turn::frame,
-    upstream::{Phase, SlotId, Waiting},
+    upstream::{GivenUp, Phase, SlotId, Waiting},
 };
 use crate::core::{
     connect,
@@ -166,6 +166,7 @@ impl Mux {
         let entry = self.entries.get(upstream.recent)?;
         let kind = scan::event_of(body, entry.id.as_str())?;
         let here = upstream.phase == Phase::Ready && entry.here_at() == Some(slot);
+        let here = here && entry.reopening.is_none();
         here.then_some((upstream.recent, kind))
     }
 
@@ -246,6 +247,9 @@ impl Mux {
                 match self.entries[key].here_at() {
                     Some(here) if here == slot => {
                         let kind = head.event_type.and_then(|t| t.plain(body));
+                        if self.is_told_already(key, kind.unwrap_or_default()) {
+                            return false;
+                        }
                         self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
                     }
                     // It was open there before it was opened elsewhere: an echo.
@@ -371,8 +375,11 @@ impl Mux {
         let Some(id) = &head.id else { return false };
         let id = RequestId::read(id, body);
         if let Some(upstream) = self.upstreams.get_mut(slot)
-            && upstream.given_up.remove(&id)
+            && let Some(late) = upstream.given_up.remove(&id)
         {
+            if succeeded {
+                self.succeeded_late(cx, slot, &late, head, body, out);
+            }
             return false;
         }
         if self.calls.get(&id).and_then(Call::at) != Some(slot) {
@@ -409,10 +416,17 @@ impl Mux {
             .then(|| self.retry_not_found(cx, slot, &id, &mut call, out))
             .flatten();
         if retried == Some(RetriedCall::Held) {
+            let key = self.key_of(&call);
             call.place = Place::Held;
             self.held_bytes += call.kept_bytes();
             self.calls.insert(id, call);
+            if let Some(key) = key {
+                self.goes_on(cx, key, out);
+            }
             return false;
+        }
+        if let Some(key) = self.key_at(&call, slot).filter(|_| !not_found) {
+            self.entries[key].answered = Some(cx.now);
         }
         let outcome = if succeeded {
             CallOutcome::Ok
@@ -490,6 +504,50 @@ impl Mux {
                     };
                     self.note_effect(cx, key, call, &answer, out);
                 }
+            }
+            _ => {}
+        }
+    }
+
+    /// A call has succeeded that its client was told to be lost: what it has done to who is attached
+    /// is undone, since the client goes by what it was told.
+    fn succeeded_late(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        late: &GivenUp,
+        head: &Head,
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
+        let Some(backend) = self.upstreams.get(slot).map(|u| u.backend.clone()) else {
+            return;
+        };
+        let Some(session) = &late.session else { return };
+        let key = self.by_session.get(session).copied();
+        let here = key.filter(|key| self.entries[*key].slot == Some(slot));
+        match late.class {
+            Class::Detach => {
+                if let Some(key) = here.filter(|key| self.entries[*key].attached) {
+                    if self.may_reopen(key) {
+                        self.closed_in_silence(cx, key, &backend, out);
+                    } else {
+                        self.detached(cx, key);
+                        self.settle_entry(key);
+                    }
+                }
+            }
+            Class::Create | Class::Resume => {
+                let wanted = here.is_some_and(|key| self.entries[key].is_here());
+                if !wanted {
+                    let params = reply::session_params(session.as_str());
+                    let nobody = key.unwrap_or(usize::MAX);
+                    let errand = Errand::Nobodys;
+                    self.call_own(cx, nobody, slot, errand, "session.detach", &params, out);
+                }
+            }
+            Class::Delete if says_success(head, body) => {
+                self.closed(cx, key, Output::Deleted(session.clone()));
             }
             _ => {}
         }

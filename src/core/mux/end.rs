@@ -9,7 +9,7 @@ use super::{
     outbox::Outbox,
     reopen::Cause,
     session::Held,
-    upstream::{Phase, SlotId, Waiting},
+    upstream::{GivenUp, Phase, SlotId, Waiting},
 };
 use crate::core::{
     event::{CallOutcome, ClosedBy, Event, TurnOutcome},
@@ -133,6 +133,7 @@ impl Mux {
         self.claimed = 0;
         self.waiting = 0;
         self.own.clear();
+        self.watches.clear();
         for slot in self.upstreams.ids() {
             self.part_with(slot);
         }
@@ -214,7 +215,10 @@ impl Mux {
         let unanswered = self.drain_calls(|call| call.at() == Some(slot));
         let owed = unanswered.iter().filter(|(_, c)| c.withheld.is_none());
         if let Some(upstream) = self.upstreams.get_mut(slot) {
-            upstream.given_up.extend(owed.map(|(id, _)| id.clone()));
+            upstream.given_up.extend(owed.map(|(id, call)| {
+                let (class, session) = (call.class, call.session.clone());
+                (id.clone(), GivenUp { class, session })
+            }));
         }
         for (id, call) in self.hold_repeatable(cx, unanswered, false) {
             let method = call.method.as_str().to_owned();

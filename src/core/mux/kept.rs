@@ -21,8 +21,8 @@ use crate::core::{
     scan::{self, Head},
 };
 
-/// After so long without a call the backend may have closed a session in silence (PROTOCOL §8), so
-/// a copy is kept of the next call, to be made once more if that is so.
+/// After so long without an answer the backend may have closed a session in silence (PROTOCOL §8),
+/// so copies are kept of the next calls, to be made once more if that is so.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// Largest call of which such a copy is kept, in bytes.
@@ -65,8 +65,7 @@ impl Mux {
     /// Keeps a copy of a call that may be needed once more.
     pub(super) fn keep_copy(&mut self, cx: &Context<'_>, key: usize, id: &RequestId, body: &[u8]) {
         let limit = cx.settings.session_params;
-        let entry = &mut self.entries[key];
-        let last = entry.called.replace(cx.now);
+        let entry = &self.entries[key];
         if limit == 0 {
             return;
         }
@@ -75,8 +74,8 @@ impl Mux {
         };
         let opens = matches!(call.class, Class::Create | Class::Resume);
         let quiet = || {
-            let quiet = last.is_none_or(|at| cx.now.saturating_duration_since(at) >= QUIET);
-            quiet && entry.attached && entry.kept.is_some()
+            let quiet = |at| cx.now.saturating_duration_since(at) >= QUIET;
+            entry.answered.is_none_or(quiet) && entry.attached && entry.kept.is_some()
         };
         let again = call.effect.is_repeatable() || quiet();
         if opens && body.len() > limit {

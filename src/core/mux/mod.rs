@@ -23,6 +23,7 @@ mod patience;
 mod place;
 mod reopen;
 mod session;
+mod stall;
 mod turn;
 mod upstream;
 
@@ -108,6 +109,10 @@ pub struct Settings {
     pub session_params: usize,
     /// How long a call waits for a session whose backend is away.
     pub home_wait: Duration,
+    /// A turn without an event for so long is stalled; none = no turn is.
+    pub turn_stall: Option<Duration>,
+    /// A stalled turn is ended.
+    pub ends_stalled: bool,
 }
 
 /// What a handler may look at besides its own state.
@@ -168,6 +173,9 @@ pub struct Mux {
     waiting: usize,
     /// Some session may have a [`Freeze`] that waits for its moment.
     freezing: bool,
+    /// When which session's turn is looked at for events: one entry for each turn, if stalls are
+    /// watched for.
+    watches: Vec<(Instant, usize)>,
     /// Bytes of all bodies kept here: held, waiting for a handshake, or to fall back on.
     held_bytes: usize,
     next_ticket: u64,
@@ -199,6 +207,7 @@ impl Mux {
             own: Vec::new(),
             waiting: 0,
             freezing: false,
+            watches: Vec::new(),
             held_bytes: 0,
             next_ticket: 0,
             next_serial: 0,
@@ -268,7 +277,7 @@ impl Mux {
         let partial = self
             .partial_since
             .map(|since| since + self.patience(settings));
-        let gates = self.gates.iter().map(|(at, _)| *at);
+        let gates = self.gates.iter().chain(&self.watches).map(|(at, _)| *at);
         let slots = self.upstreams.iter().filter_map(|(_, u)| {
             u.deadline
                 .into_iter()
@@ -312,6 +321,7 @@ impl Mux {
             self.open_gate(cx, key, out);
         }
         self.lose_patience(cx, out);
+        self.look_for_stalls(cx, out);
         self.try_freezes(cx);
         for slot in self.upstreams.ids() {
             let Some(upstream) = self.upstreams.get(slot) else {

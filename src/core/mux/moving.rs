@@ -6,6 +6,7 @@ use super::{
     Context, Mux, Output,
     outbox::Outbox,
     reopen::{Cause, Stage},
+    upstream::GivenUp,
 };
 use crate::core::{
     event::ClosedBy,
@@ -86,7 +87,10 @@ impl Mux {
             // Its answer may come still.
             if let Some(upstream) = slot.and_then(|slot| self.upstreams.get_mut(slot)) {
                 upstream.waiting.retain(|w| w.call.as_ref() != Some(&id));
-                upstream.given_up.insert(id.clone());
+                let (class, session) = (call.class, call.session.clone());
+                upstream
+                    .given_up
+                    .insert(id.clone(), GivenUp { class, session });
             }
             let error = ProxyError::BackendLost {
                 backend: backend.clone(),
@@ -185,7 +189,7 @@ impl Mux {
 
     /// Whether the client owes an answer to this upstream connection. Requests of backends name
     /// their session in their body, which is not kept.
-    fn is_asked_by(&self, slot: super::upstream::SlotId) -> bool {
+    pub(super) fn is_asked_by(&self, slot: super::upstream::SlotId) -> bool {
         self.requests.awaits(super::Asker::Upstream(slot))
     }
 }

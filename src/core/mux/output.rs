@@ -158,6 +158,13 @@ pub enum Output {
     /// A turn ended; to be recorded if this connection is the one that reports it. With it what
     /// stands for the event that ended it: the same for every client that hears the session.
     TurnEnded(Box<TurnRecord>, Option<u64>),
+    /// A turn has had no event for `sessions.turn_stall`, or has had one after that, or is over.
+    TurnSilent {
+        #[allow(missing_docs)]
+        backend: BackendName,
+        #[allow(missing_docs)]
+        silent: bool,
+    },
     /// A backend could not be reached, or did not complete the handshake.
     Unreachable {
         #[allow(missing_docs)]

@@ -283,8 +283,11 @@ impl Mux {
         if !self.entries[key].held.is_empty() {
             let slot = self.slot_for(cx, &located.backend);
             self.move_entry(cx, key, slot, out);
-            // Where it is open the CLI itself knows what a create on it means.
-            let closed_history = located.has_history && located.reason != PlacementReason::Owner;
+            // Where it is open the CLI itself knows what a create on it means; but whether its owner
+            // has it open is not known here: it may have been restarted, or chosen a moment ago.
+            let resumes = cx.settings.create_existing == CreateExisting::Resume;
+            let is_open = located.reason == PlacementReason::Owner;
+            let closed_history = located.has_history && (resumes || !is_open);
             self.release_held(cx, key, slot, purpose, closed_history, out);
         }
         self.settle_entry(key);

@@ -236,7 +236,7 @@ impl Mux {
     }
 
     /// The backend has closed the session without a word, and not for a client.
-    fn closed_in_silence(
+    pub(super) fn closed_in_silence(
         &mut self,
         cx: &Context<'_>,
         key: usize,
@@ -263,10 +263,19 @@ impl Mux {
     ) -> Option<RetriedCall> {
         let key = self.key_of(call)?;
         let entry = &self.entries[key];
-        let attached = entry.slot == Some(slot)
-            && entry.attached
-            && call.attachment == Some(entry.attachments);
-        if call.attaches() || !attached || !self.may_reopen(key) {
+        if call.attaches() || call.attachment.is_none() {
+            return None;
+        }
+        let again = entry.attached && call.attachment != Some(entry.attachments);
+        if entry.reopening.is_some() || again {
+            // Another call was answered so before it. A send would come behind later ones now.
+            let sends = matches!(call.class, Class::Send(_));
+            if again && sends {
+                return Some(RetriedCall::Answered);
+            }
+            return Some(self.hold_again(cx, key, id, call));
+        }
+        if entry.slot != Some(slot) || !entry.attached || !self.may_reopen(key) {
             return None;
         }
         let backend = self.upstreams.get(slot)?.backend.clone();
@@ -284,9 +293,42 @@ impl Mux {
             entry.turn.take_if(|turn| !turn.confirmed);
         }
         self.closed_in_silence(cx, key, &backend, out);
+        Some(self.hold_again(cx, key, id, call))
+    }
+
+    /// What is held for a session that is open goes out.
+    pub(super) fn goes_on(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &self.entries[key];
+        if let Some(slot) = entry
+            .slot
+            .filter(|_| entry.attached && entry.locating.is_none())
+            && !self.is_silent_here(key)
+        {
+            self.release_held(cx, key, slot, Purpose::Use, false, out);
+            self.note_waiting(key);
+        }
+    }
+
+    /// Whether the client was told in other words what this event says: its turn is over, since it
+    /// was lost and had to be aborted.
+    pub(super) fn is_told_already(&self, key: usize, kind: &str) -> bool {
+        let entry = &self.entries[key];
+        let ends = matches!(kind, "abort" | "assistant.idle" | "session.idle");
+        ends && entry.reopening.is_some() && entry.turn.is_none()
+    }
+
+    /// A call that was not executed is made once more when its session is open again, before what
+    /// was written later.
+    fn hold_again(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        id: &RequestId,
+        call: &mut Call,
+    ) -> RetriedCall {
         let copy = call.copy.take().filter(|_| !call.repeated);
         let Some(body) = copy else {
-            return Some(RetriedCall::Answered);
+            return RetriedCall::Answered;
         };
         call.repeated = true;
         let held = Held {
@@ -296,9 +338,16 @@ impl Mux {
             since: cx.now,
         };
         self.held_bytes += held.body.len();
-        self.entries[key].held.push_front(held);
-        Some(RetriedCall::Held)
+        let held_before = &self.entries[key].held;
+        let earlier = |held: &&Held| {
+            let other = self.calls.get(&held.call);
+            other.is_some_and(|other| other.serial < call.serial)
+        };
+        let at = held_before.iter().take_while(earlier).count();
+        self.entries[key].held.insert(at, held);
+        RetriedCall::Held
     }
+
     /// Calls that were with a backend when it died, or when it fell silent, and that may be made
     /// once more: held again, as if they had just come. The others come back.
     pub(super) fn hold_repeatable(
@@ -319,7 +368,9 @@ impl Mux {
                 matches!(call.effect, Effect::Read | Effect::Answer)
             };
             let session = call.session.clone().filter(|_| repeats && !call.repeated);
-            let Some((session, body)) = session.zip(call.copy.take()) else {
+            // The copies of the others are counted until these are answered.
+            let held = session.and_then(|session| Some((session, call.copy.take()?)));
+            let Some((session, body)) = held else {
                 rest.push((id, call));
                 continue;
             };
@@ -517,7 +568,7 @@ impl Mux {
             was = entry.reopening.take();
             entry.attached = true;
             entry.attachments += 1;
-            entry.called = Some(cx.now);
+            entry.answered = Some(cx.now);
         });
         self.note_waiting(key);
         let entry = &self.entries[key];

@@ -65,6 +65,9 @@ pub(super) struct Turn {
     /// Message ids of sends that were acknowledged, but not seen as `user.message` yet.
     pub(super) unseen: Vec<String>,
     pub(super) trace_id: Option<String>,
+    /// How many events it had when it was looked at last, and whether it was found to be stalled.
+    pub(super) events_seen: u64,
+    pub(super) stalled: bool,
     /// It has outlived this backend, since it waited for the client alone.
     pub(super) survived: Option<BackendName>,
 }
@@ -81,6 +84,8 @@ impl Turn {
             failed: false,
             unseen: Vec::new(),
             trace_id: None,
+            events_seen: 0,
+            stalled: false,
             survived: None,
         }
     }
@@ -132,8 +137,8 @@ pub(super) struct Entry {
     pub(super) answers: Vec<Repeat>,
     /// When `shown` was.
     pub(super) shown_at: Option<Instant>,
-    /// When the client's last call for it came.
-    pub(super) called: Option<Instant>,
+    /// When the backend was last heard to have it open.
+    pub(super) answered: Option<Instant>,
     /// It is counted in [`Mux::waiting`](super::Mux).
     pub(super) waits: bool,
 }
@@ -159,7 +164,7 @@ impl Entry {
             asked: Vec::new(),
             answers: Vec::new(),
             shown_at: None,
-            called: None,
+            answered: None,
             waits: false,
         }
     }

@@ -7,6 +7,7 @@
 
 mod chunks;
 mod ends;
+mod failover;
 mod input;
 mod loss;
 mod reopening;

@@ -207,7 +207,7 @@ impl Mux {
     ) {
         match kind {
             b"user.message" | b"assistant.turn_start" => {
-                self.confirm_turn(cx.now, key);
+                self.confirm_turn(cx, key);
                 self.count_event(cx.now, key, body.len());
                 if kind == b"user.message" {
                     self.learn_history(key);
@@ -280,13 +280,14 @@ impl Mux {
     }
 
     /// The turn that is expected, or one that nobody here has started, has begun.
-    fn confirm_turn(&mut self, now: Instant, key: usize) {
+    fn confirm_turn(&mut self, cx: &Context<'_>, key: usize) {
         let entry = &mut self.entries[key];
         let turn = entry
             .turn
-            .get_or_insert_with(|| Turn::new(now, Duration::ZERO));
+            .get_or_insert_with(|| Turn::new(cx.now, Duration::ZERO));
         if !std::mem::replace(&mut turn.confirmed, true) {
             self.outputs.push_back(Output::TurnBegan(entry.id.clone()));
+            self.watch(cx, key);
         }
     }
 
@@ -331,6 +332,13 @@ impl Mux {
                 .and_then(|slot| self.upstreams.get(slot))
                 .map_or_else(|| "".into(), |u| u.backend.clone())
         });
+        self.unwatch(key);
+        if turn.stalled {
+            self.outputs.push_back(Output::TurnSilent {
+                backend: backend.clone(),
+                silent: false,
+            });
+        }
         let reference = self.reference();
         let entry = &self.entries[key];
         self.outputs.push_back(Output::TurnEnded(
@@ -394,6 +402,7 @@ impl Mux {
                 let backend = Some(backend.clone());
                 self.record_turn(cx, key, backend, TurnOutcome::Lost, closed_by, None);
             }
+            LostBy::Stalled => self.end_turn(cx, key, TurnOutcome::Stalled, closed_by),
             LostBy::Shutdown | LostBy::Closed | LostBy::Drained(_) => {
                 self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
             }
@@ -425,7 +434,7 @@ impl Mux {
         if !entry.is_here() || entry.turn.is_none() && !due {
             return;
         }
-        self.confirm_turn(cx.now, key);
+        self.confirm_turn(cx, key);
         if let (Some(turn), Some(message)) = (&mut self.entries[key].turn, news)
             && turn.unseen.len() < MAX_UNSEEN
         {
@@ -437,6 +446,8 @@ impl Mux {
     fn note_shown(&mut self, now: Instant, key: usize, body: &[u8]) {
         let entry = &mut self.entries[key];
         entry.shown = message_id(body);
+        // What it answered before is behind it: given again, the turn would go back to there.
+        entry.answers.clear();
         entry.shown_at = Some(now);
         if let (Some(turn), Some(shown)) = (&mut entry.turn, &entry.shown) {
             turn.unseen.retain(|id| id != shown);

@@ -1,13 +1,14 @@
 //! The upstream connections of one client connection: at most one per backend.
 
-use std::{collections::HashSet, time::Instant};
+use std::{collections::HashMap, time::Instant};
 
 use ahash::RandomState;
 
 use crate::core::{
     frame::{Cutter, FrameLimits},
-    id::BackendName,
+    id::{BackendName, SessionId},
     idmap::RequestId,
+    route::Class,
 };
 
 /// One place for an upstream connection. The generation tells a new tenant from the old one.
@@ -52,6 +53,13 @@ pub(super) struct Waiting {
     pub(super) body: Vec<u8>,
 }
 
+/// A call that its backend owes an answer which the client has got from Taxiway.
+#[derive(Debug)]
+pub(super) struct GivenUp {
+    pub(super) class: Class,
+    pub(super) session: Option<SessionId>,
+}
+
 /// One upstream connection.
 #[derive(Debug)]
 pub(super) struct Upstream {
@@ -72,9 +80,9 @@ pub(super) struct Upstream {
     pub(super) in_frame: bool,
     /// It was found to be silent; until it speaks again.
     pub(super) silent: bool,
-    /// Calls that it owes an answer which the client has got from Taxiway: its own is swallowed.
+    /// Calls that were answered by Taxiway: its own answer is swallowed.
     /// They count against `limits.calls_per_connection`.
-    pub(super) given_up: HashSet<RequestId, RandomState>,
+    pub(super) given_up: HashMap<RequestId, GivenUp, RandomState>,
     /// Key of the session whose event came last: the next one is mostly of the same session.
     pub(super) recent: usize,
 }
@@ -119,7 +127,7 @@ impl Upstreams {
             idle_since: None,
             in_frame: false,
             silent: false,
-            given_up: HashSet::default(),
+            given_up: HashMap::default(),
             recent: usize::MAX,
         };
         let index = match self.slots.iter().position(|(_, u)| u.is_none()) {
@@ -182,7 +190,7 @@ impl Upstreams {
 
     /// Whether some backend still owes an answer to a call of this id that was given up.
     pub(super) fn owe(&self, id: &RequestId) -> bool {
-        self.iter().any(|(_, u)| u.given_up.contains(id))
+        self.iter().any(|(_, u)| u.given_up.contains_key(id))
     }
 
     /// Calls that were given up and not answered by their backend yet.

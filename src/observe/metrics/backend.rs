@@ -29,6 +29,7 @@ pub(super) struct Families {
     upstream_connections: IntGaugeVec,
     sessions_open: IntGaugeVec,
     turns_open: IntGaugeVec,
+    turns_silent: IntGaugeVec,
     turns: IntCounterVec,
     turn_duration: Histogram,
     turn_first_event: Histogram,
@@ -47,6 +48,7 @@ impl Families {
             upstream_connections: int_gauges(registry, &table::UPSTREAM_CONNECTIONS),
             sessions_open: int_gauges(registry, &table::SESSIONS_OPEN),
             turns_open: int_gauges(registry, &table::TURNS_OPEN),
+            turns_silent: int_gauges(registry, &table::TURNS_SILENT),
             turns: counters(registry, &table::TURNS),
             turn_duration: super::histogram(registry, &table::TURN_DURATION, super::TURN_BUCKETS),
             turn_first_event: super::histogram(
@@ -72,6 +74,7 @@ pub struct BackendMetrics {
     upstream_connections: IntGauge,
     sessions_open: IntGauge,
     turns_open: IntGauge,
+    turns_silent: IntGauge,
     /// By [`Label::position`] of the outcome.
     turns: Vec<IntCounter>,
     up: IntGauge,
@@ -109,6 +112,7 @@ impl BackendMetrics {
             upstream_connections: families.upstream_connections.with_label_values(&one),
             sessions_open: families.sessions_open.with_label_values(&one),
             turns_open: families.turns_open.with_label_values(&one),
+            turns_silent: families.turns_silent.with_label_values(&one),
             turns: by_label::<TurnOutcome, _>(name, |l| families.turns.with_label_values(l)),
             up: families.up.with_label_values(&one),
             admin: by_label::<AdminState, _>(name, |l| families.state.with_label_values(l)),
@@ -141,6 +145,11 @@ impl BackendMetrics {
     /// How many sessions are open here now.
     pub fn set_sessions_open(&self, n: i64) {
         self.sessions_open.set(n);
+    }
+
+    /// One more running turn says nothing, or one less.
+    pub fn turn_silent(&self, silent: bool) {
+        self.turns_silent.add(if silent { 1 } else { -1 });
     }
 
     /// How many turns run here now.
@@ -265,6 +274,7 @@ impl BackendMetrics {
             &families.upstream_connections,
             &families.sessions_open,
             &families.turns_open,
+            &families.turns_silent,
             &families.up,
         ] {
             let _ = gauges.remove_label_values(&[name]);

@@ -65,8 +65,10 @@ table! {
         "Sessions that are open on a backend.";
     TURNS_OPEN: Gauge "taxiway_turns_open" ["backend"]
         "Turns that are running on a backend.";
+    TURNS_SILENT: Gauge "taxiway_turns_silent" ["backend"]
+        "Running turns without an event for sessions.turn_stall; looked at once in that time.";
     TURNS: Counter "taxiway_turns_total" ["backend", "outcome"]
-        "Turns that ended, by outcome: ok, error, aborted, lost.";
+        "Turns that ended, by outcome: ok, error, aborted, lost, stalled.";
     TURN_DURATION: Histogram "taxiway_turn_duration_seconds" []
         "From forwarding a turn's send to the turn's end.";
     TURN_FIRST_EVENT: Histogram "taxiway_turn_first_event_seconds" []

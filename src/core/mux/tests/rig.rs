@@ -84,6 +84,8 @@ pub(super) fn settings() -> Settings {
         create_existing: CreateExisting::Resume,
         session_params: 0,
         home_wait: Duration::from_secs(30),
+        turn_stall: None,
+        ends_stalled: false,
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::rig::{Rig, event, failure, request, result};
 use crate::core::{
-    event::{ClosedBy, TurnOutcome, TurnRecord},
+    event::{ClosedBy, Event, TurnOutcome, TurnRecord},
     mux::Output,
 };
 
@@ -256,5 +256,52 @@ fn detach_and_close_end_the_turn_here() {
             (TurnOutcome::Lost, ClosedBy::Client)
         );
         assert_eq!(records[0].backend.as_str(), "a");
+    }
+}
+
+#[test]
+fn a_turn_that_says_nothing_is_noticed_and_ended_where_that_is_wished_for() {
+    for ends in [false, true] {
+        let mut rig = Rig::with(
+            super::rig::Shell::Auto,
+            crate::core::mux::Settings {
+                turn_stall: Some(Duration::from_secs(60)),
+                ends_stalled: ends,
+                ..super::rig::settings()
+            },
+        );
+        rig.open("s1", "a");
+        rig.send(1, "s1");
+        rig.backend("a", &result(1, json!({"messageId": "m1"})));
+        rig.heard("a");
+        rig.said();
+        // It speaks, and then it waits for the client: neither is a stall.
+        rig.pass(Duration::from_secs(59));
+        let asks = json!({"requestId": "r"});
+        rig.backend("a", &event("s1", "external_tool.requested", asks.clone()));
+        rig.pass(Duration::from_secs(600));
+        rig.backend("a", &event("s1", "external_tool.completed", asks));
+        rig.said();
+        rig.pass(Duration::from_secs(120));
+        let news = rig.logged(|output| match output {
+            Output::Event(Event::TurnStalled { ended, .. }) => Some(*ended),
+            _ => None,
+        });
+        assert_eq!(news, [ends], "told once");
+        assert_eq!(rig.mux.open_turns(), usize::from(!ends));
+        if ends {
+            let said = rig.said();
+            let kinds: Vec<_> = said.iter().map(|f| &f["params"]["event"]["type"]).collect();
+            assert_eq!(kinds, ["session.error", "session.idle"]);
+            assert_eq!(rig.heard("a")[0]["method"], json!("session.abort"));
+        } else {
+            rig.silent();
+            rig.backend("a", &event("s1", "session.idle", json!({})));
+            let silent = rig.logged(|output| match output {
+                Output::TurnSilent { silent, .. } => Some(*silent),
+                _ => None,
+            });
+            assert_eq!(silent, [false], "it is not counted any more");
+        }
     }
 }
