@@ -26,7 +26,7 @@ use self::{
     backstage::{Stage, Stagehand},
     bridge::{News, Port},
     reload::Reloader,
-    start::Servers,
+    start::{Keeping, Servers},
     succession::{Door, House, Sockets, Table},
 };
 use crate::{
@@ -62,6 +62,9 @@ const FIRST_ROUND: Duration = Duration::from_secs(5);
 
 /// After the time to drain is over, connections get this long to take their last bytes.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// At the end, what waits to be written gets this long.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Runs Taxiway until it is told to stop; returns the program's exit code.
 pub fn run(start: Start) -> ExitCode {
@@ -122,6 +125,8 @@ struct App {
     backstage: Arc<Stagehand>,
     /// Older processes.
     primary: Primary,
+    /// Where the store is, when it is this process's.
+    keeping: Keeping,
 }
 
 /// A listener that accepts.
@@ -157,7 +162,8 @@ async fn serve(
     let (address, admin_address) = (sockets.address(&start.config), sockets.admin.address());
     let (wishes, wished) = mpsc::channel(16);
     let config = &start.config;
-    let store = Store::new(config.routing.mode, config.limits.directory_sessions);
+    let keeping = Keeping::new(config, &observer);
+    let store = start::open_store(&start, &keeping)?;
     // Before anything else is learnt of sessions.
     let mut inheritance = sockets.inherit(&store).await?;
     let Sockets {
@@ -168,7 +174,7 @@ async fn serve(
         ..
     } = sockets;
     let mut admin = Some(admin);
-    let mut app = App::build(&start.config, observer.clone(), log, wishes, store);
+    let mut app = App::build(&start.config, observer.clone(), log, wishes, store, keeping);
     if let Some(inheritance) = &mut inheritance {
         app.follow_wishes(inheritance.wishes());
     } else if let Some(admin) = admin.take() {
@@ -206,6 +212,7 @@ async fn serve(
         // The last moment at which anything may fail.
         let taken = inheritance.take_over(&store, &app.primary).await;
         taken.map_err(|error| fail(error.to_string()))?;
+        app.keeping.take(&store);
         app.took_over(pid);
     }
     if let Some(admin) = admin {
@@ -267,6 +274,8 @@ async fn serve(
     table.end().await;
     servers.stop().await;
     app.end_administration();
+    // What could not be written in that time was said before.
+    let _written = app.shared.store.close(LAST_WRITES).await;
     Ok(())
 }
 
@@ -300,6 +309,7 @@ impl App {
         log: observe::log::LogHandle,
         wishes: mpsc::Sender<backstage::ReloadWish>,
         store: Store,
+        keeping: Keeping,
     ) -> Self {
         let hub = Hub::default();
         let news = News {
@@ -310,6 +320,11 @@ impl App {
         let options = PoolOptions {
             keepalive: config.listener.tcp_keepalive,
             failover: config.failover.clone(),
+            operators: store
+                .operators()
+                .into_iter()
+                .map(|wish| (wish.backend, wish.state, wish.weight))
+                .collect(),
             ..PoolOptions::new(config.routing.mode, config.health.clone())
         };
         let pool = Pool::start(options, config.backends.clone(), Arc::new(news));
@@ -365,6 +380,7 @@ impl App {
             admin: None,
             backstage,
             primary,
+            keeping,
         };
         app.show_limits();
         app

@@ -343,6 +343,15 @@ fn prepare(args: &RunArgs) -> Result<Start, ExitCode> {
         config.admin.address = address;
     }
     config.upgrade.socket = config::Upgrade::usual_socket(config.listener.address, &env);
+    // By listener, since several may be started by hand. A port of the system's choice is another
+    // one next time, and simulated servers forget everything themselves.
+    let port = config.listener.address.port();
+    let store = match origin {
+        Origin::Found => Some("taxiway.db".to_owned()),
+        Origin::CommandLine if port != 0 => Some(format!("taxiway-{port}.db")),
+        Origin::CommandLine | Origin::Simulated | Origin::File => None,
+    };
+    config.store.path = store.and_then(|name| config::state_file(&name, &env));
     for backend in &config.backends {
         if let Some(key) = config.own_address(&backend.address) {
             return Err(usage(&format!(

@@ -5,8 +5,11 @@ COPY . .
 RUN cargo build --release --locked --bin taxiway
 
 FROM debian:bookworm-slim
-RUN useradd --system --user-group --no-create-home taxiway
+RUN useradd --system --user-group --no-create-home taxiway \
+    && install -d -o taxiway -g taxiway /var/lib/taxiway
 COPY --from=build /src/target/release/taxiway /usr/local/bin/taxiway
+# Where sessions live, what operators want: has to outlive the container.
+VOLUME /var/lib/taxiway
 USER taxiway
 # It reads /etc/taxiway/taxiway.toml; clients on 4321, operators and Prometheus on 9321.
 EXPOSE 4321 9321

@@ -92,6 +92,9 @@ impl Backstage for Stagehand {
         if !unread.is_empty() {
             notes.push(format!("{}: {UNREAD}", unread.join(", ")));
         }
+        if !self.store.is_up() {
+            notes.push(STORE_DOWN.to_owned());
+        }
         let usable_backends = snapshot
             .backends
             .iter()
@@ -285,6 +288,10 @@ impl Stagehand {
         }
     }
 }
+
+/// What a store that cannot be written means.
+const STORE_DOWN: &str = "the store cannot be written, goes on in memory: what changes from now on \
+                          is lost if Taxiway ends; see the log, and taxiway_store_errors_total";
 
 /// What a disk that was never read means for clients (separate disks only).
 const UNREAD: &str = "disk never read: calls on sessions that are known nowhere, and creates with \

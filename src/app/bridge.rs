@@ -19,7 +19,7 @@ use crate::{
         hub::Message,
         port::{Alive, Answer, Boxed},
     },
-    store::Store,
+    store::{Operator, Store},
 };
 
 /// The pool's news, on their way to everybody else.
@@ -82,8 +82,13 @@ impl PoolSink for News {
         self.store.lock().cleaned(backend, sessions);
     }
 
-    fn operator(&self, _backend: &BackendName, _state: Option<AdminState>, _weight: Option<u32>) {
-        // Kept in memory by the pool itself; nothing outlives the process yet.
+    fn operator(&self, backend: &BackendName, state: Option<AdminState>, weight: Option<u32>) {
+        // Whoever gave the command waits for the disk, on the admin server's thread.
+        self.store.keep_operator_blocking(Operator {
+            backend: backend.clone(),
+            state,
+            weight,
+        });
     }
 
     fn in_use(&self, backend: &BackendName) -> usize {
@@ -141,6 +146,7 @@ pub(super) fn refresh_gauges(
 ) {
     let metrics = observer.metrics();
     metrics.pool_panic(snapshot.panic);
+    metrics.store_unwritten(store.unwritten());
     let loads: Vec<_> = {
         let directory = store.lock();
         let configured = |home: &BackendName| snapshot.get(home).is_some_and(|b| !b.removed);

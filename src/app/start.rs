@@ -1,9 +1,11 @@
 //! Ways to start: from a file, for given backends, or with nothing at all; and what is said then.
 
 use std::{
+    fs,
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -22,6 +24,7 @@ use crate::{
     core::{id::BackendName, snapshot::Mode},
     observe::Observer,
     sim::{SimOptions, SimServer},
+    store::{self, Store, StoreError},
 };
 
 /// Simulated servers of a start without a config and without a CLI.
@@ -66,6 +69,74 @@ pub struct Start {
     pub origin: Origin,
     /// Where the sockets come from.
     pub predecessor: Predecessor,
+}
+
+/// Exit code: the configuration, or what it names, has to be changed (sysexits EX_CONFIG).
+const CONFIG: u8 = 78;
+
+/// Opens the store that the configuration wants; an error has been said. A successor starts in
+/// memory: the file is another process's still. See [`Keeping::take`].
+pub(super) fn open_store(start: &Start, keeping: &Keeping) -> Result<Store, ExitCode> {
+    if let (None, Some(directory)) = (&start.config.source, keeping.directory()) {
+        // Nobody has chosen that place, so nobody has made it. What is wrong with it shows below.
+        let _unusable = fs::create_dir_all(directory);
+    }
+    let opened = Store::open(&keeping.kind, &keeping.options);
+    let succeeds = start.predecessor == Predecessor::Running;
+    match opened {
+        Err(StoreError::Locked { .. }) if succeeds => Ok(keeping.in_memory()),
+        // It is learnt from the process that is there.
+        Ok(_) if succeeds => Ok(keeping.in_memory()),
+        Ok(store) => Ok(store),
+        Err(error) => {
+            eprintln!("taxiway: {error}");
+            Err(if error.is_configuration() {
+                ExitCode::from(CONFIG)
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+    }
+}
+
+/// Where this process keeps its directory when the file is its own.
+pub(super) struct Keeping {
+    kind: store::Kind,
+    options: store::Options,
+}
+
+impl Keeping {
+    pub(super) fn new(config: &Config, observer: &Observer) -> Self {
+        let observer = observer.clone();
+        let path = config.store.path.clone();
+        Self {
+            kind: path.map_or(store::Kind::Memory, store::Kind::Embedded),
+            options: store::Options {
+                mode: config.routing.mode,
+                limit: config.limits.directory_sessions,
+                expire: config.store.expire,
+                report: Arc::new(move |event| observer.record(&event)),
+            },
+        }
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        match &self.kind {
+            store::Kind::Memory => None,
+            store::Kind::Embedded(path) => path.parent(),
+        }
+    }
+
+    fn in_memory(&self) -> Store {
+        Store::new(self.options.mode, self.options.limit)
+    }
+
+    /// The file is this process's from now on.
+    pub(super) fn take(&self, store: &Store) {
+        if let Err(error) = store.attach(&self.kind, &self.options) {
+            tracing::error!(target: "taxiway", %error, "cannot keep anything: no thread to write");
+        }
+    }
 }
 
 /// Servers that this process runs itself.
@@ -234,6 +305,13 @@ fn greeting(
         (None, Origin::Found) => line("  config   none: three managed Copilot CLI servers".into()),
         (None, _) => line("  config   none".into()),
     }
+    line(match &config.store.path {
+        Some(file) => format!(
+            "  store    {} (a restart forgets no session)",
+            file.display()
+        ),
+        None => "  store    in memory: a restart asks the servers again".to_owned(),
+    });
     if start.origin == Origin::Simulated {
         line(String::new());
         line("  !! No `copilot` program was found on PATH or in COPILOT_CLI_PATH.".into());

@@ -49,6 +49,9 @@ const ADMIN: &str = "admin";
 /// Exit code: the configuration does not allow what is asked for.
 const CONFIG: u8 = 78;
 
+/// A successor does not wait for a disk that hangs; nor does it get the file then, until it does not.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
 /// For the last lines to the newest process.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -409,10 +412,13 @@ impl App {
                 if let Some(admin) = &self.admin {
                     admin.stop.cancel();
                 }
+                // The file is the successor's next, which is told everything that comes after this.
+                let _written = self.shared.store.close(LAST_WRITES).await;
                 let _gone = done.send(());
             }
             Step::Resume => {
                 self.stage.retired.store(false, Ordering::Release);
+                self.keeping.take(&self.shared.store);
                 if let Err(error) = self.resume() {
                     tracing::error!(target: "taxiway", %error, "cannot listen again");
                 }

@@ -21,6 +21,7 @@ use crate::core::snapshot::Mode;
 mod failover;
 mod pool;
 mod secret;
+mod store;
 mod upgrade;
 
 pub(super) use pool::default_state_dir;
@@ -61,6 +62,7 @@ pub(super) fn check(
         },
         limits: limits(raw.table("limits")),
         log: log(raw.table("log")),
+        store: check.store(),
         backends: check.backends(),
         managed: check.managed(),
         secret_variables: Vec::new(),

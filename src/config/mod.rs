@@ -254,6 +254,15 @@ pub struct Log {
     pub identities: Identities,
 }
 
+/// `[store]`: where what connections share is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// `store.kind` and `store.path`; none = in memory.
+    pub path: Option<PathBuf>,
+    /// A closed session not heard of for so long is forgotten; none = never.
+    pub expire: Option<Duration>,
+}
+
 /// One `[[backends]]` entry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
@@ -309,6 +318,8 @@ pub struct Config {
     pub limits: Limits,
     #[allow(missing_docs)]
     pub log: Log,
+    #[allow(missing_docs)]
+    pub store: Store,
     /// In file order; names unique.
     pub backends: Vec<Backend>,
     #[allow(missing_docs)]
@@ -318,12 +329,19 @@ pub struct Config {
 }
 
 impl Config {
-    /// All defaults with this pool: the start without a file, and `--backend`.
+    /// All defaults with this pool: the start without a file, and `--backend`. Keeps nothing: where
+    /// is for the caller to say, with [`state_file`].
     pub fn no_config(backends: Vec<Backend>, managed: Option<Managed>) -> Self {
+        let defaults = check::defaults();
+        let store = Store {
+            path: None,
+            ..defaults.store
+        };
         Self {
             backends,
             managed,
-            ..check::defaults()
+            store,
+            ..defaults
         }
     }
 
@@ -337,6 +355,12 @@ impl Config {
             .find(|(_, own)| check::reaches(address, *own))
             .map(|(key, _)| *key)
     }
+}
+
+/// Where a start without a file keeps a file of this name; none if neither `XDG_STATE_HOME` nor
+/// `HOME` is set in `environment`.
+pub fn state_file(name: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    Some(check::default_state_dir(environment)?.join(name))
 }
 
 impl Identity {

@@ -14,6 +14,7 @@ use super::{
 mod check_command;
 mod failover;
 mod reload;
+mod store;
 mod wrong;
 
 const MINIMAL: &str = "[[backends]]\nname = \"a\"\naddress = \"127.0.0.1:5001\"\n";
@@ -74,6 +75,10 @@ session_params = "64KiB"
 level = "trace"
 format = "json"
 identities = "hash"
+[store]
+kind = "memory"
+path = "homes.db"
+expire = "0s"
 [[backends]]
 name = "a"
 address = "cli.example:5001"
@@ -140,6 +145,9 @@ fn a_minimal_file_has_the_promised_defaults() {
                 "connections": 10000, "directory_sessions": 1_000_000, "session_params": "1MiB",
             },
             "log": { "level": "info", "format": "text", "identities": "plain" },
+            "store": {
+                "kind": "embedded", "path": "/etc/taxiway/taxiway.db", "expire": "90d",
+            },
             "backends": [{
                 "name": "a", "address": "127.0.0.1:5001", "weight": 1, "state": "ready",
                 "connection_token": null,
@@ -426,7 +434,11 @@ fn the_start_without_a_file_has_the_same_defaults() {
         let view = view.as_object_mut().unwrap();
         view.remove("backends").unwrap();
         view.remove("source").unwrap();
+        // Without a file there is no place beside it: whoever starts it chooses one.
+        let store = view.remove("store").unwrap();
+        assert_eq!(store["expire"], "90d");
     }
+    assert_eq!(config.store.path, None);
     assert_eq!(mine, files);
     for (addresses, expected) in [
         (

@@ -29,6 +29,7 @@ pub fn redacted(config: &Config) -> Value {
         upgrade,
         limits,
         log,
+        store,
         backends,
         managed,
         secret_variables: _,
@@ -125,6 +126,11 @@ pub fn redacted(config: &Config) -> Value {
                 Identities::Plain => "plain",
                 Identities::Hash => "hash",
             },
+        },
+        "store": {
+            "kind": if store.path.is_some() { "embedded" } else { "memory" },
+            "path": store.path.as_ref().map(|path| path.display().to_string()),
+            "expire": show_duration(store.expire.unwrap_or_default()),
         },
         "backends": backends.iter().map(backend).collect::<Vec<_>>(),
         "managed": managed.as_ref().map(|managed| json!({

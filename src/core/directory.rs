@@ -486,7 +486,10 @@ impl Directory {
         if self.mode == Mode::SharedStorage {
             let left = left.into_iter().map(|(_, session, _)| session);
             for session in left.chain(perhaps) {
-                self.note_moved(backend, &session);
+                let owner = self.sessions.get(&session).and_then(|r| r.owner.as_ref());
+                if owner != Some(backend) {
+                    self.note_moved(backend, &session);
+                }
             }
         }
     }

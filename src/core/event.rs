@@ -320,4 +320,27 @@ pub enum Event {
         what: Arc<str>,
         pid: Option<u32>,
     },
+    StoreOpened {
+        path: Arc<str>,
+        /// It was made just now.
+        is_new: bool,
+        /// Remembered from before.
+        sessions: usize,
+        /// Too old, too many, or of no use any more.
+        forgotten: usize,
+        /// The mode that it was written for, if that is not the one in force.
+        other_mode: Option<&'static str>,
+    },
+    /// What was to be kept could not be written; it is tried again.
+    StoreFailed {
+        /// `open`, `write`, `stall`: one of these words, for metrics.
+        op: &'static str,
+        reason: Arc<str>,
+        /// Sessions that are not on disk as they are.
+        waiting: usize,
+        /// It worked before, or is not tried again.
+        goes_down: bool,
+    },
+    /// All is on disk again.
+    StoreBack,
 }

@@ -3,8 +3,8 @@
 //! The message of a line is the event's name; its fields are those of the event. Counted here, and
 //! so not to be counted again by whoever records the event: the turn (`turns_total` and both
 //! histograms), the placement, the error answered, the limit hit, create on an existing id, the
-//! session not found, the reload, the release of a silent backend. The gauges of backends and their
-//! ejections are not: the pool sets them.
+//! session not found, the reload, the release of a silent backend, the store's failures. The gauges
+//! of backends and their ejections are not: the pool sets them.
 //!
 //! Must not log prompts, parameters or tokens: no event has a field for them.
 
@@ -57,6 +57,8 @@ impl Observer {
             } => metrics.failover(how.label()),
             Event::FenceFailed { .. } => metrics.failover("fence_failed"),
             Event::Upgrade { phase, .. } => metrics.upgrade(*phase),
+            Event::StoreFailed { op, .. } => metrics.store_failed(op),
+            Event::StoreBack => metrics.store_up(true),
             Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
             | Event::UpstreamLost { .. }
@@ -70,6 +72,7 @@ impl Observer {
             | Event::TurnStalled { .. }
             | Event::Drain { .. }
             | Event::AdminCall { .. }
+            | Event::StoreOpened { .. }
             | Event::ManagedServer { .. } => {}
         }
     }
@@ -254,6 +257,9 @@ impl Observer {
                 ok,
                 "admin"
             ),
+            Event::StoreOpened { .. } | Event::StoreFailed { .. } | Event::StoreBack => {
+                write_store(event);
+            }
         }
     }
 
@@ -330,6 +336,101 @@ impl Observer {
         } else {
             line!("error")
         }
+    }
+}
+
+/// The lines named `store`.
+fn write_store(event: &Event) {
+    match event {
+        Event::StoreOpened {
+            path,
+            is_new,
+            sessions,
+            forgotten,
+            other_mode,
+        } => {
+            let what = if *is_new { "made" } else { "opened" };
+            match other_mode {
+                None => info!(
+                    target: "taxiway",
+                    what,
+                    path = clip(path),
+                    sessions,
+                    forgotten,
+                    "store"
+                ),
+                Some(written_for) => warn!(
+                    target: "taxiway",
+                    what,
+                    path = clip(path),
+                    sessions,
+                    forgotten,
+                    written_for,
+                    consequence = "routing.mode has changed: homes and histories are dropped and \
+                                   asked for again; who had a session open, deletions and \
+                                   operators' states are kept",
+                    "store"
+                ),
+            }
+        }
+        Event::StoreFailed {
+            op,
+            reason,
+            waiting,
+            goes_down: true,
+        } => error!(
+            target: "taxiway",
+            what = "failed",
+            op,
+            reason = clip(reason),
+            waiting,
+            consequence = "goes on in memory: what changes from now on is lost if Taxiway ends; \
+                           writing is tried again until it works",
+            "store"
+        ),
+        Event::StoreFailed {
+            op,
+            reason,
+            waiting,
+            goes_down: false,
+        } => debug!(
+            target: "taxiway",
+            what = "failed again",
+            op,
+            reason = clip(reason),
+            waiting,
+            "store"
+        ),
+        Event::StoreBack => info!(
+            target: "taxiway",
+            what = "back",
+            consequence = "everything that waited is on disk",
+            "store"
+        ),
+        Event::ConnectionOpened { .. }
+        | Event::ConnectionClosed { .. }
+        | Event::UpstreamLost { .. }
+        | Event::Placement { .. }
+        | Event::Turn(_)
+        | Event::ErrorAnswered { .. }
+        | Event::LimitHit { .. }
+        | Event::CreateExisting { .. }
+        | Event::BackendReleased { .. }
+        | Event::BackendReturned { .. }
+        | Event::FenceFailed { .. }
+        | Event::Upgrade { .. }
+        | Event::SessionReopened { .. }
+        | Event::TurnStalled { .. }
+        | Event::SessionNotFound { .. }
+        | Event::BackendHealth { .. }
+        | Event::BackendAdmin { .. }
+        | Event::BackendAdded { .. }
+        | Event::BackendRemoved { .. }
+        | Event::BackendViolation { .. }
+        | Event::ManagedServer { .. }
+        | Event::Reload { .. }
+        | Event::Drain { .. }
+        | Event::AdminCall { .. } => debug_assert!(false, "{event:?} is no line of the store"),
     }
 }
 
@@ -459,6 +560,9 @@ fn write_backend(event: &Event) {
         | Event::Reload { .. }
         | Event::Drain { .. }
         | Event::Upgrade { .. }
+        | Event::StoreOpened { .. }
+        | Event::StoreFailed { .. }
+        | Event::StoreBack
         | Event::AdminCall { .. } => debug_assert!(false, "{event:?} is no line of a backend"),
     }
 }

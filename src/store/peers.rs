@@ -119,12 +119,17 @@ impl Store {
         let deadline = tokio::time::Instant::now() + DECISION;
         let mut seat = self.shared.link.seat.subscribe();
         loop {
-            let (waiting, answer) = {
-                let mut directory = self.lock();
-                if !directory.follows() {
-                    return Ok(here(&mut directory));
+            let asked = {
+                let directory = self.lock();
+                if directory.follows() {
+                    Ok(self.ask(session, &question))
+                } else {
+                    Err(self.decide_here(directory, session, holder, here))
                 }
-                self.ask(session, &question)
+            };
+            let (waiting, answer) = match asked {
+                Ok(asked) => asked,
+                Err(decided) => return Ok(decided.answer().await),
             };
             let decided = tokio::select! {
                 answer = answer => answer.ok(),

@@ -13,6 +13,7 @@ mod rig;
 
 mod bad_input;
 mod by_hand;
+mod crash;
 mod drain;
 mod failover;
 mod faults;
@@ -30,4 +31,5 @@ mod relay;
 mod released;
 mod reload;
 mod stop;
+mod store;
 mod upgrade;

@@ -33,7 +33,8 @@ impl Stage {
         let socket = folder.path().join("upgrade.sock");
         let conf = Conf::new(disks)
             .all_of(&sims)
-            .text("upgrade.socket", socket.to_str().unwrap());
+            .text("upgrade.socket", socket.to_str().unwrap())
+            .text("store.path", folder.path().join("t.db").to_str().unwrap());
         Self { sims, conf, folder }
     }
 

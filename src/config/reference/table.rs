@@ -10,6 +10,8 @@ const GRANULARITY_IS_FIXED: &str = "connections are relayed in one way or the ot
 const LOG_IS_FIXED: &str = "the log is opened once";
 const SERVERS_ARE_FIXED: &str = "managed servers are set up once, when Taxiway starts";
 
+const STORE_IS_FIXED: &str = "the store is opened once, when Taxiway starts";
+
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
@@ -554,6 +556,47 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "store",
+        shape: Shape::Table,
+        text: "Where Taxiway keeps which server has a session open, which one's disk it lives on, and \
+               what operators want of servers, so that its own crash or restart loses none of it. \
+               Ids and names only.",
+        keys: &[
+            key(
+                "kind",
+                Kind::Choice {
+                    words: &["memory", "embedded"],
+                    planned: &["redis"],
+                },
+                Absent::Value("embedded"),
+                Reload::Restart(STORE_IS_FIXED),
+                "`embedded`: a file that this Taxiway alone writes. `memory`: nothing is kept, and \
+                 asked for again from the servers after a restart; what lives on a server that is \
+                 away then is unknown until it is back.",
+            ),
+            key(
+                "path",
+                Kind::Path,
+                Absent::Means(
+                    "`taxiway.db` in `$STATE_DIRECTORY`, which systemd sets for a service with \
+                     `StateDirectory=`, else beside the configuration file; for a start without \
+                     one see [operations](operations.md#the-store)",
+                ),
+                Reload::Restart(STORE_IS_FIXED),
+                "That file. It is made, readable by its user only; its directory must exist, be \
+                 writable and be on a local disk.",
+            ),
+            key(
+                "expire",
+                span_or(HOUR, secs(3650 * 86_400), "never"),
+                Absent::Value("90d"),
+                Reload::Restart(STORE_IS_FIXED),
+                "A closed session that was not used for so long is forgotten at the next start. It \
+                 stays on its server's disk, and is known again once that is read.",
+            ),
+        ],
+    },
+    Section {
         name: "backends",
         shape: Shape::List,
         text: "The CLI servers, one block each. A backend that is taken out of the file takes no \
@@ -651,8 +694,4 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         ],
     },
     later("access", "what clients may do, and profiles of it"),
-    later(
-        "store",
-        "homes and owners that outlive Taxiway, and are shared by several",
-    ),
 ];

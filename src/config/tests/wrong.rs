@@ -26,8 +26,8 @@ const SECTIONS_WRONG: &[Row] = &[
         "x = 1\n",
         &[
             "1:1: error: unknown key `x`; sections are: listener, admin, routing, identity, \
-             sessions, health, failover, drain, upgrade, limits, log, backends, managed, \
-             access, store",
+             sessions, health, failover, drain, upgrade, limits, log, store, backends, managed, \
+             access",
         ],
     ),
     (

@@ -284,3 +284,26 @@ fn what_is_kept_comes_back_and_an_owner_only_perhaps() {
     directory.delete(now, &session);
     assert_eq!(directory.take_dirty(), [session]);
 }
+
+#[test]
+fn what_may_be_open_at_a_backend_that_is_lost_is_closed_there_before_it_is_used() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    for n in 1..=3 {
+        d.claim(now, &s(n), &b(1), ConnectionId(1));
+        d.learn_history(now, &s(n), &b(1));
+    }
+    d.release(now, "s1", ConnectionId(1));
+    d.backend_silent(now, &b(1));
+    d.release(now, "s2", ConnectionId(1));
+    // Its connections are reset; whether it has heard who left, nobody knows.
+    d.backend_gone(&b(1));
+    assert_eq!(d.moved_from(&b(1)), [s(1), s(2)]);
+    assert_eq!(d.known(now, "s1").maybe_open_at, None);
+    d.cleaned(&b(1), &[s(1), s(2)]);
+    // Left and opened there again: that is no leftover.
+    d.release(now, "s3", ConnectionId(1));
+    d.claim(now, &s(3), &b(1), ConnectionId(2));
+    d.backend_gone(&b(1));
+    assert_eq!(d.moved_from(&b(1)), []);
+}

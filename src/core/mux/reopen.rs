@@ -367,7 +367,10 @@ impl Mux {
             } else {
                 matches!(call.effect, Effect::Read | Effect::Answer)
             };
-            let session = call.session.clone().filter(|_| repeats && !call.repeated);
+            // An answer may be given as often as it takes: the first one counts. And who is told that
+            // it is lost does not give it again.
+            let may = repeats && (!call.repeated || call.effect == Effect::Answer);
+            let session = call.session.clone().filter(|_| may);
             // The copies of the others are counted until these are answered.
             let held = session.and_then(|session| Some((session, call.copy.take()?)));
             let Some((session, body)) = held else {

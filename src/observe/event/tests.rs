@@ -226,6 +226,36 @@ fn every_event() -> Vec<(Event, &'static str)> {
             "admin",
         ),
         (
+            Event::StoreOpened {
+                path: text.clone(),
+                is_new: false,
+                sessions: 3,
+                forgotten: 1,
+                other_mode: None,
+            },
+            "store",
+        ),
+        (
+            Event::StoreOpened {
+                path: text.clone(),
+                is_new: true,
+                sessions: 0,
+                forgotten: 0,
+                other_mode: Some("sticky"),
+            },
+            "store",
+        ),
+        (
+            Event::StoreFailed {
+                op: "write",
+                reason: text.clone(),
+                waiting: 7,
+                goes_down: true,
+            },
+            "store",
+        ),
+        (Event::StoreBack, "store"),
+        (
             Event::ManagedServer {
                 backend,
                 what: text,

@@ -66,6 +66,9 @@ pub struct Metrics {
     limit_hits: Series<&'static str, IntCounter>,
     errors: Series<i32, IntCounter>,
     access_denied: Series<&'static str, IntCounter>,
+    store_up: IntGauge,
+    store_errors: Series<&'static str, IntCounter>,
+    store_unwritten: IntGauge,
     reload_success: IntCounter,
     reload_failure: IntCounter,
     reload_successful: IntGauge,
@@ -131,6 +134,9 @@ impl Metrics {
             limit_hits: counter_series(r, &table::LIMIT_HITS),
             errors: counter_series(r, &table::ERRORS),
             access_denied: counter_series(r, &table::ACCESS_DENIED),
+            store_up: int_gauge(r, &table::STORE_UP),
+            store_errors: counter_series(r, &table::STORE_ERRORS),
+            store_unwritten: int_gauge(r, &table::STORE_UNWRITTEN),
             reload_success: reloads.with_label_values(&["success"]),
             reload_failure: reloads.with_label_values(&["failure"]),
             reload_successful: int_gauge(r, &table::RELOAD_SUCCESSFUL),
@@ -159,6 +165,7 @@ impl Metrics {
             let process = prometheus::process_collector::ProcessCollector::for_self();
             metrics.adopt(Box::new(process));
         }
+        metrics.store_up.set(1);
         metrics.reload_successful.set(1);
         metrics.reload_timestamp.set(unix_now());
         metrics
@@ -285,6 +292,23 @@ impl Metrics {
     /// A silent backend was given up or was not, or a session was opened again or was not.
     pub fn failover(&self, result: &'static str) {
         self.failovers.with(result, IntCounter::inc);
+    }
+
+    /// Whether what is to be kept is kept. Set by the events of the store.
+    pub(super) fn store_up(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
+    /// What is to be kept was not. Counted by `Event::StoreFailed`.
+    pub(super) fn store_failed(&self, op: &'static str) {
+        self.store_errors.with(op, IntCounter::inc);
+        self.store_up(false);
+    }
+
+    /// How many sessions are not on disk as they are.
+    pub fn store_unwritten(&self, n: usize) {
+        self.store_unwritten
+            .set(i64::try_from(n).unwrap_or(i64::MAX));
     }
 
     /// A reload ended at that Unix time. Counted by `Event::Reload`.

@@ -119,6 +119,13 @@ table! {
         "Errors made by Taxiway and sent to clients, by JSON-RPC code.";
     ACCESS_DENIED: Counter "taxiway_access_denied_total" ["reason"]
         "Calls refused by policy: method (not allowed through this proxy).";
+    STORE_UP: Gauge "taxiway_store_up" []
+        "1 while what is to be kept is written to disk; 0 while that fails and Taxiway goes on in \
+         memory. Always 1 with store.kind = \"memory\".";
+    STORE_ERRORS: Counter "taxiway_store_errors_total" ["op"]
+        "Failures of the store: open, write, stall (the disk took nothing for 5 s).";
+    STORE_UNWRITTEN: Gauge "taxiway_store_unwritten_sessions" []
+        "Sessions whose latest change is not on disk yet.";
     RELOADS: Counter "taxiway_config_reloads_total" ["result"]
         "Reloads of the configuration: success, failure.";
     RELOAD_SUCCESSFUL: Gauge "taxiway_config_last_reload_successful" []

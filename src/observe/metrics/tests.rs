@@ -29,6 +29,8 @@ fn everything(metrics: &Metrics) {
     metrics.sessions_stranded(5);
     metrics.pool_panic(true);
     metrics.failover("reopened");
+    metrics.store_failed("write");
+    metrics.store_unwritten(3);
     metrics.reload(true, 1_700_000_000.0);
     metrics.adopt_log_counter(&loose_counter(&table::LOG_LINES_DROPPED));
     let backend = metrics.backend(&BackendName::from("cli-1"));
@@ -83,6 +85,9 @@ fn every_number_shows_where_it_belongs() {
         "taxiway_session_create_existing_total{action=\"resume\"} 1",
         "taxiway_sessions_stranded 5",
         "taxiway_pool_panic 1",
+        "taxiway_store_up 0",
+        "taxiway_store_errors_total{op=\"write\"} 1",
+        "taxiway_store_unwritten_sessions 3",
         "taxiway_config_reloads_total{result=\"success\"} 1",
         "taxiway_config_reloads_total{result=\"failure\"} 0",
         "taxiway_config_last_reload_successful 1",

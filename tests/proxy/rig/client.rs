@@ -42,6 +42,12 @@ impl Pending {
             .expect("no answer came")
             .expect("the connection ended without an answer")
     }
+
+    /// The same; none if the connection ends without an answer.
+    pub(crate) async fn answer_if_any(self) -> Option<Result<Value, Failure>> {
+        let answered = timeout(PATIENCE, self.0).await;
+        answered.expect("no answer came").ok()
+    }
 }
 
 #[derive(Default)]
@@ -109,6 +115,9 @@ impl Client {
             .unwrap()
             .waiting
             .insert(id.to_string(), done);
+        if !self.is_open() {
+            self.inbox.lock().unwrap().waiting.clear();
+        }
         let body = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         self.write(&frame(body.to_string())).await;
         Pending(answer)
@@ -268,9 +277,9 @@ async fn read_all(
             Ok(_) => {}
         }
     }
-    // Those who wait learn it.
-    inbox.lock().unwrap().waiting.clear();
+    // Those who wait learn it; whoever comes later sees it.
     tell.send_replace(None);
+    inbox.lock().unwrap().waiting.clear();
 }
 
 fn take(inbox: &Mutex<Inbox>, tell: &watch::Sender<Option<usize>>, mut message: Value) {

