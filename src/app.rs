@@ -549,6 +549,7 @@ fn rules(config: &Config) -> Rules {
             },
             session_params: config.limits.session_params,
             home_wait: config.routing.home_wait,
+            detach_grace: config.sessions.detach_grace,
             turn_stall: config.sessions.turn_stall,
             ends_stalled: config.sessions.turn_stall_action == config::StallAction::End,
         },

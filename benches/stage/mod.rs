@@ -74,6 +74,7 @@ impl Stage {
             create_existing: CreateExisting::Resume,
             session_params: 1 << 20,
             home_wait: Duration::from_secs(30),
+            detach_grace: Some(Duration::from_secs(30)),
             turn_stall: None,
             ends_stalled: false,
         };
@@ -158,6 +159,7 @@ impl Stage {
         while let Some(output) = self.mux.poll_output() {
             if let Output::Locate(question) = output {
                 let located = Located {
+                    parked: None,
                     backend: "cli-1".into(),
                     reason: PlacementReason::LeastLoaded,
                     has_history: false,

@@ -182,6 +182,7 @@ impl Backstage for Stagehand {
                 open: known.owner.is_some(),
                 turn_open: known.in_turn,
                 connections: known.holders as u64,
+                parked: known.parked.is_some(),
                 idle_seconds: directory
                     .idle(now, id.as_str())
                     .map(|idle| idle.as_secs_f64()),
@@ -223,6 +224,7 @@ impl Backstage for Stagehand {
             "has_history": known.has_history,
             "deleted_lately": known.deleted,
             "connections": known.holders,
+            "parked": known.parked.is_some(),
             "turn_open": known.in_turn,
             "next_call": next,
             "placement_if_new": placed.map(|(b, reason)| json!({

@@ -49,6 +49,8 @@ struct Holder {
     connection: ConnectionId,
     claimed: Instant,
     standing: Standing,
+    /// Its client has left in a turn.
+    parked: bool,
 }
 
 /// What is known of one session.
@@ -143,6 +145,8 @@ pub struct Known {
     pub in_turn: bool,
     /// It has holders, and all of them have lost it: nobody has it open at its owner for us.
     pub adrift: bool,
+    /// The connection whose client has left it in a turn, if one is there.
+    pub parked: Option<ConnectionId>,
     /// It is being closed where it is; nobody may open it until that is done.
     pub moving: bool,
 }
@@ -227,6 +231,7 @@ impl Directory {
                 holders: r.holders.len(),
                 in_turn: r.turn.is_some(),
                 adrift: r.is_adrift(),
+                parked: r.holders.iter().find(|h| h.parked).map(|h| h.connection),
                 moving: r.moving,
             })
     }
@@ -345,6 +350,7 @@ impl Directory {
                 connection: holder,
                 claimed: now,
                 standing: Standing::Attaching,
+                parked: false,
             }),
         }
         if opened {

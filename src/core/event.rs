@@ -104,6 +104,17 @@ pub enum ReopenResult {
     Failed,
 }
 
+/// How it ended that a session's turn went on without its client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TakeOverResult {
+    /// Another connection of the client has it now.
+    TakenOver,
+    /// Nobody came within the grace.
+    Expired,
+    /// The turn ended first, or its backend was lost.
+    Ended,
+}
+
 /// Everything the line of one turn says.
 #[derive(Clone, Debug)]
 pub struct TurnRecord {
@@ -240,6 +251,18 @@ pub enum Event {
         /// The one that has it now.
         to: Option<BackendName>,
         result: ReopenResult,
+        took: Duration,
+    },
+    /// The client has left in a turn of this session, which goes on.
+    SessionParked {
+        connection: ConnectionId,
+        session: SessionId,
+    },
+    /// That is over.
+    ParkedEnded {
+        connection: ConnectionId,
+        session: SessionId,
+        result: TakeOverResult,
         took: Duration,
     },
     SessionNotFound {

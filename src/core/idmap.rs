@@ -205,14 +205,15 @@ impl<T> Calls<T> {
     }
 }
 
-/// Requests of backends to the client: our id ⇄ (upstream, the backend's own id token).
+/// Requests of backends to the client: our id ⇄ (upstream, the backend's own id token), with what
+/// the multiplexer keeps of each.
 #[derive(Debug)]
-pub struct BackendRequests<U> {
+pub struct BackendRequests<U, T> {
     next: u64,
-    table: HashMap<u64, (U, Box<[u8]>), RandomState>,
+    table: HashMap<u64, (U, Box<[u8]>, T), RandomState>,
 }
 
-impl<U> Default for BackendRequests<U> {
+impl<U, T> Default for BackendRequests<U, T> {
     fn default() -> Self {
         Self {
             next: 1,
@@ -221,18 +222,18 @@ impl<U> Default for BackendRequests<U> {
     }
 }
 
-impl<U: Copy + PartialEq> BackendRequests<U> {
+impl<U: Copy + PartialEq, T> BackendRequests<U, T> {
     /// A new id for the request that `upstream` sent with the id `token` (JSON, with quotes if a
     /// string). Never given twice on one connection.
-    pub fn assign(&mut self, upstream: U, token: &[u8]) -> u64 {
+    pub fn assign(&mut self, upstream: U, token: &[u8], kept: T) -> u64 {
         let id = self.next;
         self.next += 1;
-        self.table.insert(id, (upstream, token.into()));
+        self.table.insert(id, (upstream, token.into(), kept));
         id
     }
 
-    /// The client has answered `id`: where the answer goes, and the id to restore.
-    pub fn take(&mut self, id: &RequestId) -> Option<(U, Box<[u8]>)> {
+    /// The client has answered `id`: where the answer goes, the id to restore, and what was kept.
+    pub fn take(&mut self, id: &RequestId) -> Option<(U, Box<[u8]>, T)> {
         let RequestId::Int(id) = id else { return None };
         self.table.remove(&u64::try_from(*id).ok()?)
     }
@@ -241,18 +242,28 @@ impl<U: Copy + PartialEq> BackendRequests<U> {
     pub fn find(&self, upstream: U, token: &[u8]) -> Option<u64> {
         self.table
             .iter()
-            .find(|(_, (u, t))| *u == upstream && **t == *token)
+            .find(|(_, (u, t, _))| *u == upstream && **t == *token)
             .map(|(id, _)| *id)
     }
 
     /// Whether `upstream` awaits an answer.
     pub fn awaits(&self, upstream: U) -> bool {
-        self.table.values().any(|(u, _)| *u == upstream)
+        self.table.values().any(|(u, _, _)| *u == upstream)
     }
 
     /// Forgets what `upstream` still awaits: late answers are dropped.
     pub fn forget(&mut self, upstream: U) {
-        self.table.retain(|_, (u, _)| *u != upstream);
+        self.retain(|u, _| u != upstream);
+    }
+
+    /// Forgets all but those that `stays` is true for.
+    pub fn retain(&mut self, mut stays: impl FnMut(U, &T) -> bool) {
+        self.table.retain(|_, (u, _, kept)| stays(*u, kept));
+    }
+
+    /// All requests by our ids, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, U, &T)> {
+        self.table.iter().map(|(id, (u, _, kept))| (*id, *u, kept))
     }
 
     /// How many await the client's answer.
@@ -291,7 +302,7 @@ mod tests {
             let mut map = BackendRequests::default();
             let mut given = Vec::new();
             for (upstream, token) in &requests {
-                let id = map.assign(*upstream, token.as_bytes());
+                let id = map.assign(*upstream, token.as_bytes(), ());
                 prop_assert!(!given.iter().any(|(other, _, _)| *other == id));
                 given.push((id, *upstream, token.clone()));
             }
@@ -299,7 +310,7 @@ mod tests {
             given.rotate_left(by);
             for (id, upstream, token) in given {
                 let id = i64::try_from(id).unwrap();
-                let (u, t) = map.take(&RequestId::Int(id)).unwrap();
+                let (u, t, ()) = map.take(&RequestId::Int(id)).unwrap();
                 prop_assert_eq!((u, &*t), (upstream, token.as_bytes()));
                 prop_assert!(map.take(&RequestId::Int(id)).is_none());
             }

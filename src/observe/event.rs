@@ -49,6 +49,8 @@ impl Observer {
             Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
             Event::CreateExisting { action, .. } => metrics.session_create_existing(action),
             Event::SessionNotFound { reason } => metrics.session_not_found(reason),
+            Event::SessionParked { .. } => metrics.session_parked(),
+            Event::ParkedEnded { result, .. } => metrics.parked_ended(result.label()),
             Event::SessionReopened { result, .. } => metrics.failover(result.label()),
             Event::Reload { ok, .. } => metrics.reload(*ok, unix_now()),
             Event::BackendReleased {
@@ -101,6 +103,29 @@ impl Observer {
                 reason = clip(reason),
                 duration_ms = milliseconds(*duration),
                 "connection"
+            ),
+            Event::SessionParked {
+                connection,
+                session,
+            } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                session = self.identity(session.as_str()),
+                what = "parked",
+                "grace"
+            ),
+            Event::ParkedEnded {
+                connection,
+                session,
+                result,
+                took,
+            } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                session = self.identity(session.as_str()),
+                what = result.label(),
+                duration_ms = milliseconds(*took),
+                "grace"
             ),
             Event::UpstreamLost {
                 connection,
@@ -419,6 +444,8 @@ fn write_store(event: &Event) {
         | Event::BackendReturned { .. }
         | Event::FenceFailed { .. }
         | Event::Upgrade { .. }
+        | Event::SessionParked { .. }
+        | Event::ParkedEnded { .. }
         | Event::SessionReopened { .. }
         | Event::TurnStalled { .. }
         | Event::SessionNotFound { .. }
@@ -557,6 +584,8 @@ fn write_backend(event: &Event) {
         | Event::SessionReopened { .. }
         | Event::TurnStalled { .. }
         | Event::SessionNotFound { .. }
+        | Event::SessionParked { .. }
+        | Event::ParkedEnded { .. }
         | Event::Reload { .. }
         | Event::Drain { .. }
         | Event::Upgrade { .. }

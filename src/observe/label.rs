@@ -4,8 +4,8 @@
 
 use crate::core::{
     event::{
-        CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, ReopenResult, TurnOutcome,
-        UpgradePhase,
+        CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, ReopenResult, TakeOverResult,
+        TurnOutcome, UpgradePhase,
     },
     release::How,
     snapshot::{AdminState, Health, Mode},
@@ -82,6 +82,11 @@ labels! {
         Created = "recreated",
         Moved = "moved",
         Failed = "failed",
+    }
+    TakeOverResult {
+        TakenOver = "taken_over",
+        Expired = "expired",
+        Ended = "ended",
     }
     ClosedBy {
         Client = "client",

@@ -5,6 +5,9 @@
 //! other task. Bytes are read into a buffer that all connections of a thread share, and a run of
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
+mod parting;
+mod tally;
+
 use std::{
     collections::HashMap,
     io::{self, IoSlice},
@@ -32,9 +35,9 @@ use super::{
 use crate::{
     core::{
         directory::Standing,
-        event::{ClosedBy, Direction, Event, FrameKind, PlacementReason},
+        event::{Event, PlacementReason},
         id::{BackendName, ConnectionId, SessionId},
-        mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId, Tally},
+        mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
         snapshot::Snapshot,
     },
     observe::BackendMetrics,
@@ -57,6 +60,7 @@ enum Done {
     Connected(SlotId, io::Result<TcpStream>),
     Located(u64, bool, Found, Option<SessionId>),
     Served(u64, Served),
+    SeenOff,
 }
 
 struct Upstream {
@@ -80,7 +84,8 @@ pub struct Driver {
     /// The wall clock of this round.
     wall: SystemTime,
     mux: Mux,
-    client: TcpStream,
+    /// None once it has left and its sessions go on.
+    client: Option<TcpStream>,
     client_in: Vec<u8>,
     client_out: OutBuf,
     upstreams: Vec<Option<Upstream>>,
@@ -92,6 +97,9 @@ pub struct Driver {
     /// Why, and since when the connection is being closed.
     closing: Option<(&'static str, Instant)>,
     client_gone: bool,
+    /// Why, if not for a reason of the multiplexer's.
+    gone_why: Option<&'static str>,
+    said_closed: bool,
     error_lines: ErrorLines,
     /// One for each session that is being opened again.
     permits: HashMap<SessionId, Permit>,
@@ -111,7 +119,7 @@ impl Driver {
             opened: now,
             wall: SystemTime::now(),
             mux,
-            client,
+            client: Some(client),
             client_in: Vec::new(),
             client_out: OutBuf::default(),
             upstreams: Vec::new(),
@@ -122,6 +130,8 @@ impl Driver {
             out: Outbox::new(),
             closing: None,
             client_gone: false,
+            gone_why: None,
+            said_closed: false,
             error_lines: ErrorLines::default(),
             permits: HashMap::new(),
             rules,
@@ -141,19 +151,7 @@ impl Driver {
         self.shared.hub.leave(self.id);
         self.shared.providers.leave(self.id);
         let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
-        let closed_by = match reason {
-            "client closed" => ClosedBy::Client,
-            "drained" | "Taxiway is shutting down" => ClosedBy::Operator,
-            _ => ClosedBy::Proxy,
-        };
-        self.shared.observer.metrics().downstream_closed();
-        self.shared.observer.record(&Event::ConnectionClosed {
-            connection: self.id,
-            client: self.peer,
-            closed_by,
-            reason: reason.into(),
-            duration: self.opened.elapsed(),
-        });
+        self.say_closed(reason);
     }
 
     fn poll(&mut self, task: &mut Task<'_>) -> Poll<()> {
@@ -236,7 +234,7 @@ impl Driver {
                     .handle_upstream_dropped(&cx, slot, "write failed", &mut self.out);
             }
             if self.client_gone && self.closing.is_none() {
-                self.mux.handle_client_closed(&cx);
+                self.mux.handle_client_closed(&cx, &mut self.out);
             }
             while let Some(output) = self.mux.poll_output() {
                 self.carry_out(&cx, output);
@@ -275,12 +273,13 @@ impl Driver {
             }
             let slices = &slices[..count];
             match dest {
-                Dest::Client if !*client_gone => {
-                    if client_out.write(client, slices, now, task).is_err() {
+                Dest::Client => {
+                    if let Some(client) = client.as_mut().filter(|_| !*client_gone)
+                        && client_out.write(client, slices, now, task).is_err()
+                    {
                         *client_gone = true;
                     }
                 }
-                Dest::Client => {}
                 Dest::Upstream(slot) => {
                     let upstream = upstreams.get_mut(slot.index()).and_then(Option::as_mut);
                     let Some(upstream) = upstream.filter(|u| u.slot == slot) else {
@@ -410,6 +409,8 @@ impl Driver {
                 }
                 observer.record(&event);
             }
+            Output::Tell { to, note } => self.tell(cx, to, note),
+            Output::Park { reason, sessions } => self.park(reason, &sessions),
             Output::Close { reason } => {
                 self.closing.get_or_insert((reason, cx.now));
             }
@@ -447,35 +448,10 @@ impl Driver {
         }
     }
 
-    /// Counts what went through: a few additions per read, not per frame.
-    fn tally(&mut self) {
-        let tally = self.mux.poll_tally();
-        if tally == Tally::default() {
-            return;
-        }
-        let metrics = self.shared.observer.metrics();
-        for direction in [Direction::ClientToBackend, Direction::BackendToClient] {
-            let bytes = tally.bytes(direction);
-            if bytes > 0 {
-                metrics.add_bytes(direction, bytes);
-            }
-            for kind in [
-                FrameKind::Request,
-                FrameKind::Notification,
-                FrameKind::Response,
-                FrameKind::Error,
-                FrameKind::Invalid,
-            ] {
-                let frames = tally.frames(direction, kind);
-                if frames > 0 {
-                    metrics.add_frames(direction, kind, frames);
-                }
-            }
-        }
-    }
-
     fn poll_writes(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
-        if !self.client_gone && self.client_out.flush(&mut self.client, now, task).is_err() {
+        if let Some(client) = self.client.as_mut().filter(|_| !self.client_gone)
+            && self.client_out.flush(client, now, task).is_err()
+        {
             self.client_gone = true;
             self.step(now, snapshot, task, &[], |_, _, _| 0);
         }
@@ -597,6 +573,12 @@ impl Driver {
                         0
                     });
                 }
+                Message::Note(from, note) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_note(cx, from, note, out);
+                        0
+                    });
+                }
                 Message::Drain => {
                     self.step(now, snapshot, task, &[], |mux, _, _| {
                         mux.handle_drain();
@@ -653,6 +635,7 @@ impl Driver {
                         0
                     });
                 }
+                Done::SeenOff => {}
                 Done::Served(ticket, served) => {
                     self.step(now, snapshot, task, &[], |mux, cx, out| {
                         mux.handle_served(cx, ticket, &served, out);
@@ -769,18 +752,15 @@ impl Driver {
             self.mux.handle_client_unread(now);
             return false;
         }
-        if self.client.poll_read_ready(task).is_pending() {
+        let Some(client) = &mut self.client else {
+            return false;
+        };
+        if client.poll_read_ready(task).is_pending() {
             return false;
         }
         let mut buffer = take_buffer();
         let kept = carry_over(&mut self.client_in, &mut buffer);
-        let (input, whole) = match read(
-            &mut self.client,
-            &mut self.client_in,
-            &mut buffer,
-            kept,
-            task,
-        ) {
+        let (input, whole) = match read(client, &mut self.client_in, &mut buffer, kept, task) {
             Poll::Pending => {
                 restore(&mut self.client_in, &buffer[..kept]);
                 give_back(buffer);
@@ -788,8 +768,8 @@ impl Driver {
             }
             Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
                 give_back(buffer);
-                self.step(now, snapshot, task, &[], |mux, cx, _| {
-                    mux.handle_client_closed(cx);
+                self.step(now, snapshot, task, &[], |mux, cx, out| {
+                    mux.handle_client_closed(cx, out);
                     0
                 });
                 return true;
@@ -818,12 +798,9 @@ impl Driver {
                 .observer
                 .metrics()
                 .limit_hit("listener.write_stall");
-            self.closing = Some(("the client read nothing for listener.write_stall", now));
+            self.gone_why = Some("the client read nothing for listener.write_stall");
             self.client_gone = true;
-            self.step(now, snapshot, task, &[], |mux, cx, _| {
-                mux.handle_client_closed(cx);
-                0
-            });
+            self.step(now, snapshot, task, &[], |_, _, _| 0);
             return true;
         }
         let stuck: Vec<SlotId> = self

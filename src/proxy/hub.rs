@@ -18,7 +18,7 @@ use futures_util::task::AtomicWaker;
 
 use crate::core::{
     id::{BackendName, ConnectionId, SessionId},
-    mux::Freeze,
+    mux::{Freeze, Note},
 };
 
 /// Lifecycle notifications that wait for one slow client.
@@ -50,6 +50,8 @@ pub enum Message {
     Moved(SessionId),
     /// This backend has closed the session in silence.
     SessionLost(SessionId, BackendName),
+    /// The machine of another connection says something about a session.
+    Note(ConnectionId, Note),
     /// No new work; close when nothing runs.
     Drain,
     /// End now, honestly.

@@ -212,6 +212,7 @@ impl Search {
                             backend: to,
                             reason,
                             has_history: false,
+                            parked: None,
                         };
                         return Found {
                             outcome: Ok(found),
@@ -252,6 +253,7 @@ impl Search {
             backend,
             reason,
             has_history: false,
+            parked: None,
         })
     }
 
@@ -365,6 +367,14 @@ impl Search {
         }
     }
 
+    /// The connection whose client has left the session there in a turn.
+    fn parked_at(&self, backend: &BackendName) -> Option<ConnectionId> {
+        let known = self.shared.store.known(self.session.as_str());
+        let there = known.owner.as_ref() == Some(backend);
+        let takes = there && self.purpose != Purpose::Reopen;
+        known.parked.filter(|_| takes)
+    }
+
     /// Counts this connection at the destination, or where somebody else was faster.
     async fn claim(&self, destination: Destination) -> Result<Next, Outcome> {
         let (shared, session) = (&self.shared, &self.session);
@@ -388,10 +398,14 @@ impl Search {
             .await;
         let claim = claim.map_err(|_| Err(refused(Some(session), Refusal::Unconfirmed)))?;
         match claim {
-            Claim::Granted => Err(Ok(found)),
+            Claim::Granted => {
+                found.parked = self.parked_at(&found.backend);
+                Err(Ok(found))
+            }
             Claim::OwnedBy(owner) => {
                 found.backend = owner;
                 found.reason = PlacementReason::Owner;
+                found.parked = self.parked_at(&found.backend);
                 Err(Ok(found))
             }
             // A fraction of a second; the mover ends it whatever happens.
@@ -413,6 +427,7 @@ fn located(destination: Destination) -> Located {
         backend,
         reason,
         has_history,
+        parked: None,
     }
 }
 
@@ -480,6 +495,7 @@ fn place_anew(
         backend,
         reason,
         has_history: false,
+        parked: None,
     })
 }
 

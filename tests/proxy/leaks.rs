@@ -5,14 +5,15 @@ use serde_json::json;
 use crate::rig::{Disks, Raw, Rig, bounded, event, frame, until};
 
 /// Every gauge of what clients use.
-const GAUGES: [&str; 4] = [
+const GAUGES: [&str; 5] = [
     "taxiway_downstream_connections",
     "taxiway_upstream_connections",
     "taxiway_sessions_open",
     "taxiway_turns_open",
+    "taxiway_sessions_parked",
 ];
 
-async fn nothing_is_left(rig: &Rig) {
+pub(crate) async fn nothing_is_left(rig: &Rig) {
     until("nothing to be left", async || {
         let scrape = rig.admin().scrape().await;
         let left = GAUGES.map(|gauge| scrape.sum(gauge));

@@ -17,6 +17,7 @@ mod crash;
 mod drain;
 mod failover;
 mod faults;
+mod grace;
 mod ids;
 mod killed;
 mod large;

@@ -101,6 +101,9 @@ pub struct SessionView {
     pub turn_open: bool,
     /// Client connections attached to it.
     pub connections: u64,
+    /// Whether one of them has broken in a turn, which goes on (`sessions.detach_grace`).
+    #[serde(default)]
+    pub parked: bool,
     /// Since it was last used, in seconds.
     pub idle_seconds: Option<f64>,
 }

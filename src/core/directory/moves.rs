@@ -20,6 +20,15 @@ impl Directory {
         }
     }
 
+    /// The client of `holder` has left `session` in a turn; its connection stays for a while.
+    pub fn park(&mut self, session: &str, holder: ConnectionId) {
+        if let Some(record) = self.sessions.get_mut(session)
+            && let Some(holder) = record.holders.iter_mut().find(|h| h.connection == holder)
+        {
+            holder.parked = true;
+        }
+    }
+
     /// Whether everybody who held `session` before `holder` did is attached again: after a
     /// failover clients are re-attached in their original order, since the last one to attach
     /// decides the model and the system message (PROTOCOL §4).

@@ -4,11 +4,13 @@
 use std::ops::Range;
 
 use super::{
-    Asker, Context, Life, MAX_BACKEND_REQUESTS, Mux, Output,
+    Asker, Context, MAX_BACKEND_REQUESTS, Mux, Output,
     calls::{Call, Place},
     client::{Frame, swap_id},
+    note::HeldRequest,
     outbox::{Dest, Outbox},
     own::{Errand, OwnAnswer},
+    parking::{KEPT_BODY, KEPT_REQUESTS, Request},
     place::write_frame,
     reopen::RetriedCall,
     turn::frame,
@@ -146,12 +148,14 @@ impl Mux {
                 if self.handle_backend_answer(cx, slot, &head, text, true, out) {
                     self.pass_to_client(frame(), out);
                 }
+                self.settle_takings(cx, out);
                 FrameKind::Response
             }
             Kind::Error => {
                 if self.handle_backend_answer(cx, slot, &head, text, false, out) {
                     self.pass_to_client(frame(), out);
                 }
+                self.settle_takings(cx, out);
                 FrameKind::Error
             }
         };
@@ -171,7 +175,7 @@ impl Mux {
     }
 
     fn pass_to_client(&mut self, frame: Frame<'_>, out: &mut Outbox) {
-        if self.life != Life::Closed {
+        if self.is_heard() {
             write_frame(Dest::Client, frame, out);
         }
     }
@@ -251,6 +255,9 @@ impl Mux {
                             return false;
                         }
                         self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
+                        if self.is_taking(key) && self.keep_early(key, body, out) {
+                            return false;
+                        }
                     }
                     // It was open there before it was opened elsewhere: an echo.
                     Some(_) => return false,
@@ -307,22 +314,48 @@ impl Mux {
             let value = MAX_BACKEND_REQUESTS as u64;
             let error = ProxyError::LimitExceeded { limit, value };
             self.refuse(reply::NULL_ID, "", None, &error, out);
-            self.abandon(cx, ClosedBy::Proxy);
-            self.close("backend_requests: too many requests of backends are not answered");
+            let reason = "backend_requests: too many requests of backends are not answered";
+            self.depart(cx, ClosedBy::Proxy, reason, false, out);
             return;
         }
-        self.ask_client(Asker::Upstream(slot), token, id.token().range(), body, out);
+        let method = head.method.as_ref().and_then(|m| m.plain(body));
+        let class = method.map(classify_backend);
+        let span = id.token().range();
+        let keeps = cx.settings.detach_grace.is_some()
+            && body.len() <= KEPT_BODY
+            && self.requests.len() < KEPT_REQUESTS;
+        let kept = Request {
+            session: head
+                .session
+                .as_ref()
+                .map(|s| SessionId::from(&*s.get(body))),
+            is_hook: class == Some(BackendClass::Hook),
+            body: keeps.then(|| HeldRequest {
+                body: body.into(),
+                id: span.clone(),
+            }),
+        };
+        self.ask_client(Asker::Upstream(slot), token, span, body, kept, out);
     }
 
-    fn ask_client(
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each names one fact of the one step"
+    )]
+    pub(super) fn ask_client(
         &mut self,
         asker: Asker,
         token: &[u8],
         id: Range<usize>,
         body: &[u8],
+        kept: Request,
         out: &mut Outbox,
     ) {
-        let ours = self.requests.assign(asker, token);
+        let ours = self.requests.assign(asker, token, kept);
+        if !self.is_heard() {
+            self.hold_request(ours);
+            return;
+        }
         let mut digits = [0; 20];
         let ours = write_number(ours, &mut digits);
         out.write(Dest::Client, |b| swap_id(b, body, id, ours));
@@ -336,15 +369,21 @@ impl Mux {
             return false;
         };
         let Some(id) = &head.id else { return false };
-        if self.life == Life::Closed || self.requests.len() >= MAX_BACKEND_REQUESTS {
+        if !self.is_heard() || self.requests.len() >= MAX_BACKEND_REQUESTS {
             return false;
         }
         let span = id.token();
+        let kept = Request {
+            session: None,
+            is_hook: false,
+            body: None,
+        };
         self.ask_client(
             Asker::Provider(token),
             span.of(body),
             span.range(),
             body,
+            kept,
             out,
         );
         true
@@ -358,7 +397,9 @@ impl Mux {
         if let Some(ours) = self.requests.find(Asker::Upstream(slot), span.of(body)) {
             let mut digits = [0; 20];
             let ours = write_number(ours, &mut digits);
-            out.write(Dest::Client, |b| swap_id(b, body, span.range(), ours));
+            if self.is_heard() {
+                out.write(Dest::Client, |b| swap_id(b, body, span.range(), ours));
+            }
         }
     }
 
@@ -526,30 +567,35 @@ impl Mux {
         let Some(session) = &late.session else { return };
         let key = self.by_session.get(session).copied();
         let here = key.filter(|key| self.entries[*key].slot == Some(slot));
-        match late.class {
-            Class::Detach => {
-                if let Some(key) = here.filter(|key| self.entries[*key].attached) {
-                    if self.may_reopen(key) {
-                        self.closed_in_silence(cx, key, &backend, out);
-                    } else {
-                        self.detached(cx, key);
-                        self.settle_entry(key);
-                    }
+        if let Some(key) = here.filter(|key| self.entries[*key].parked.is_some()) {
+            // The last that its client has said before it left.
+            let deleted = late.class == Class::Delete && says_success(head, body);
+            if deleted || late.class == Class::Detach {
+                let news = deleted.then(|| Output::Deleted(session.clone()));
+                self.outputs.extend(news);
+                self.parked_closed(cx, key, out);
+            }
+            return;
+        }
+        if late.class == Class::Detach {
+            if let Some(key) = here.filter(|key| self.entries[*key].attached) {
+                if self.may_reopen(key) {
+                    self.closed_in_silence(cx, key, &backend, out);
+                } else {
+                    self.detached(cx, key);
+                    self.settle_entry(key);
                 }
             }
-            Class::Create | Class::Resume => {
-                let wanted = here.is_some_and(|key| self.entries[key].is_here());
-                if !wanted {
-                    let params = reply::session_params(session.as_str());
-                    let nobody = key.unwrap_or(usize::MAX);
-                    let errand = Errand::Nobodys;
-                    self.call_own(cx, nobody, slot, errand, "session.detach", &params, out);
-                }
+        } else if matches!(late.class, Class::Create | Class::Resume) {
+            let wanted = here.is_some_and(|key| self.entries[key].is_here());
+            if !wanted {
+                let params = reply::session_params(session.as_str());
+                let nobody = key.unwrap_or(usize::MAX);
+                let errand = Errand::Nobodys;
+                self.call_own(cx, nobody, slot, errand, "session.detach", &params, out);
             }
-            Class::Delete if says_success(head, body) => {
-                self.closed(cx, key, Output::Deleted(session.clone()));
-            }
-            _ => {}
+        } else if late.class == Class::Delete && says_success(head, body) {
+            self.closed(cx, key, Output::Deleted(session.clone()));
         }
     }
 
@@ -575,6 +621,7 @@ impl Mux {
 
     /// This connection no longer hears the session.
     fn detached(&mut self, cx: &Context<'_>, key: usize) {
+        self.give_up_taking(cx, key);
         self.end_turn(cx, key, TurnOutcome::Lost, ClosedBy::Client);
         self.change_entry(cx.now, key, |entry| {
             entry.attached = false;

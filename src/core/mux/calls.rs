@@ -248,6 +248,9 @@ impl Mux {
                 self.outputs.push_back(Output::Attached(session));
             }
         }
+        if self.is_taking(key) {
+            self.opened.push((key, succeeded));
+        }
         self.pass_next_send(cx, key, out);
         self.settle_entry(key);
     }

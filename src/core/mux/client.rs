@@ -54,7 +54,7 @@ impl Mux {
     /// is not complete and comes again, with more behind it.
     pub fn handle_client(&mut self, cx: &Context<'_>, input: &[u8], out: &mut Outbox) -> usize {
         let mut done = 0;
-        while self.life != Life::Closed {
+        while self.is_heard() {
             match self.cutter.cut(&input[done..]) {
                 Ok(Cut::Frame { header, body }) => {
                     self.greeted = true;
@@ -104,8 +104,8 @@ impl Mux {
             | FrameError::MalformedHeader => ProxyError::Parse(error.to_string()),
         };
         self.refuse(reply::NULL_ID, "", None, &answer, out);
-        self.abandon(cx, ClosedBy::Proxy);
-        self.close("the client sent something that is not a frame");
+        let reason = "the client sent something that is not a frame";
+        self.depart(cx, ClosedBy::Proxy, reason, true, out);
     }
 
     fn handle_client_frame(
@@ -151,11 +151,11 @@ impl Mux {
                 FrameKind::Notification
             }
             Kind::Result => {
-                self.handle_answer(&head, text, out);
+                self.handle_answer(cx, &head, text, out);
                 FrameKind::Response
             }
             Kind::Error => {
-                self.handle_answer(&head, text, out);
+                self.handle_answer(cx, &head, text, out);
                 FrameKind::Error
             }
         };
@@ -473,6 +473,7 @@ impl Mux {
                     self.held_bytes -= held.body.len();
                 }
             }
+            self.cancel_taking(cx, key, id, out);
             self.note_waiting(key);
         }
         let unplaced = self
@@ -492,9 +493,9 @@ impl Mux {
 
     /// The client answers a request of a backend, under the id that we gave it. Answers to what is
     /// no longer asked are dropped, as the CLI drops them.
-    fn handle_answer(&mut self, head: &Head, body: &[u8], out: &mut Outbox) {
+    fn handle_answer(&mut self, cx: &Context<'_>, head: &Head, body: &[u8], out: &mut Outbox) {
         let Some(id) = &head.id else { return };
-        let Some((asker, token)) = self.requests.take(&RequestId::read(id, body)) else {
+        let Some((asker, token, kept)) = self.requests.take(&RequestId::read(id, body)) else {
             return;
         };
         let span = id.token().range();
@@ -511,6 +512,9 @@ impl Mux {
                     body,
                     id: span,
                 });
+            }
+            Asker::Parked(to, request) => {
+                self.answered_for(cx, (to, request), kept.session, body, span);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::{
     Asker, Context, Life, MAX_ATTEMPTS, Mux, Output,
     calls::Place,
+    note::Note,
     outbox::Outbox,
     reopen::Cause,
     session::Held,
@@ -33,7 +34,9 @@ impl Mux {
         if self.life == Life::Closed {
             return;
         }
+        self.end_all_parked(cx, out);
         for key in self.keys() {
+            self.give_up_taking(cx, key);
             self.lose_turn(cx, key, &LostBy::Shutdown, ClosedBy::Operator, out);
         }
         // First, so that an answered send does not let the next one out.
@@ -57,9 +60,9 @@ impl Mux {
 
     /// The client closed its side, or its connection broke. Like the CLI, that is the end: Node's
     /// `stop()` waits for ours.
-    pub fn handle_client_closed(&mut self, cx: &Context<'_>) {
-        self.abandon(cx, ClosedBy::Client);
-        self.close("client closed");
+    /// [`Output::Park`] instead, if a turn goes on.
+    pub fn handle_client_closed(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        self.depart(cx, ClosedBy::Client, "client closed", true, out);
     }
 
     /// Nobody is left to hear of calls and turns: they are only counted.
@@ -76,7 +79,7 @@ impl Mux {
 
     /// Everything that waits here for something is dropped. Its calls stay in the table, as calls
     /// that never left.
-    fn drop_queues(&mut self) {
+    pub(super) fn drop_queues(&mut self) {
         for slot in self.upstreams.ids() {
             let Some(upstream) = self.upstreams.get_mut(slot) else {
                 continue;
@@ -125,6 +128,11 @@ impl Mux {
         });
         for key in self.keys() {
             let entry = self.entries.remove(key);
+            if let Some(taking) = &entry.taking {
+                self.held_bytes -= taking.held_bytes();
+                let (to, note) = (taking.from, Note::GivenUp(entry.id.clone()));
+                self.outputs.push_back(Output::Tell { to, note });
+            }
             if entry.claimed {
                 self.outputs.push_back(Output::Release(entry.id));
             }
@@ -151,6 +159,7 @@ impl Mux {
     /// Closes an upstream connection that nothing needs.
     pub(super) fn part_with(&mut self, slot: SlotId) {
         self.upstreams.remove(slot);
+        self.own.retain(|own| own.slot != slot);
         self.requests.forget(Asker::Upstream(slot));
         for (_, entry) in &mut self.entries {
             if entry.slot == Some(slot) {
@@ -255,7 +264,8 @@ impl Mux {
         why: &'static str,
         out: &mut Outbox,
     ) {
-        let Some(upstream) = self.upstreams.remove(slot) else {
+        self.parked_lost(cx, slot);
+        let Some(mut upstream) = self.upstreams.remove(slot) else {
             return;
         };
         let backend = upstream.backend;
@@ -278,8 +288,21 @@ impl Mux {
         let mut turns = 0;
         let mut unsent = Vec::new();
         for key in self.keys() {
+            let ours = self.entries[key].slot == Some(slot);
+            // What was to be taken over went with it: the client's call sets out anew.
+            let taken = ours.then(|| self.give_up_taking(cx, key)).flatten();
+            match taken {
+                Some(held) if reached => {
+                    unsent.push((self.entries[key].id.clone(), VecDeque::from([held])));
+                }
+                Some(Held { call, body, .. }) => {
+                    self.held_bytes += body.len();
+                    let call = Some(call);
+                    upstream.waiting.push(Waiting { call, body });
+                }
+                None => {}
+            }
             let entry = &self.entries[key];
-            let ours = entry.slot == Some(slot);
             let gate_at = entry
                 .gate
                 .as_ref()
@@ -348,6 +371,7 @@ impl Mux {
             self.settle_entry(key);
         }
         self.close_if_quiet();
+        self.close_if_empty();
     }
 
     /// Calls that never left set out anew, in the order written: those that waited for the

@@ -11,6 +11,16 @@ impl Mux {
         self.check_entries();
         self.check_upstreams();
         self.check_held();
+        assert_eq!(
+            self.life == Life::Parked,
+            self.entries.iter().any(|(_, e)| e.parked.is_some())
+                || self.life == Life::Parked && !self.requests.is_empty(),
+            "parked for something"
+        );
+        if self.life == Life::Parked {
+            assert!(self.calls.is_empty() && self.questions.is_empty());
+            assert!(self.entries.iter().all(|(_, e)| e.parked.is_some()));
+        }
         if self.life == Life::Closed {
             assert!(self.entries.is_empty() && self.upstreams.iter().next().is_none());
             assert!(self.calls.is_empty() && self.questions.is_empty() && self.requests.is_empty());
@@ -49,6 +59,7 @@ impl Mux {
                 entry.held.is_empty()
                     || entry.locating.is_some()
                     || entry.reopening.is_some()
+                    || entry.taking.is_some()
                     || self.is_silent_here(key),
                 "{id}: held for nothing"
             );
@@ -112,7 +123,9 @@ impl Mux {
                 assert_eq!(own.count(), 0, "{id}: calls of ours for nothing");
                 assert_eq!(
                     entry.waits,
-                    entry.locating.is_none() && !entry.held.is_empty(),
+                    entry.taking.is_some()
+                        || entry.parked.is_some()
+                        || entry.locating.is_none() && !entry.held.is_empty(),
                     "{id}: waits"
                 );
                 continue;
@@ -179,7 +192,13 @@ impl Mux {
             .entries
             .iter()
             .flat_map(|(_, e)| e.held.iter().chain(&e.sends));
-        for held in queues.chain(unplaced) {
+        let taken = self.entries.iter().filter_map(|(_, e)| e.taking.as_ref());
+        for taking in taken.clone().filter(|taking| taking.answered) {
+            bytes += taking.held_bytes();
+        }
+        let taken = taken.filter(|taking| !taking.answered);
+        let taken = taken.filter_map(|taking| taking.held.as_ref());
+        for held in queues.chain(unplaced).chain(taken) {
             bytes += held.body.len();
             count += 1;
             let place = self.calls.get(&held.call).map(|c| c.place);

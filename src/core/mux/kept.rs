@@ -44,7 +44,7 @@ pub(super) struct Kept {
     pub(super) tainted: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Repeat {
     pub(super) method: Box<str>,
     pub(super) params: Box<str>,
@@ -152,7 +152,7 @@ impl Mux {
                 let answered = call.copy.as_ref().and_then(|body| request_of(body));
                 let Some(answered) = answered else { return };
                 if answer.succeeded {
-                    entry.asked.retain(|id| *id != answered);
+                    entry.asked.retain(|asked| asked.id != answered);
                     let params = call.copy.as_ref().and_then(|body| params_of(body));
                     if let (Some(params), Some(_)) = (params, &entry.turn) {
                         if entry.answers.len() >= REPEATS {
@@ -168,7 +168,7 @@ impl Mux {
                     && let Some(backend) = turn.survived.take()
                 {
                     // It was not on disk when its process died: nothing waits for it any more.
-                    entry.asked.retain(|id| *id != answered);
+                    entry.asked.retain(|asked| asked.id != answered);
                     let cause = LostBy::Backend(backend);
                     self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
                 }
@@ -254,7 +254,7 @@ impl Mux {
 }
 
 /// The params of a request, as JSON text.
-fn params_of(body: &[u8]) -> Option<String> {
+pub(super) fn params_of(body: &[u8]) -> Option<String> {
     let head = scan::scan(body).ok()?;
     String::from_utf8(head.params?.of(body).to_vec()).ok()
 }

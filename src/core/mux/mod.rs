@@ -13,17 +13,21 @@ mod backend;
 mod calls;
 mod client;
 mod end;
+mod handover;
 mod invariants;
 mod kept;
 mod moving;
+mod note;
 mod outbox;
 mod output;
 mod own;
+mod parking;
 mod patience;
 mod place;
 mod reopen;
 mod session;
 mod stall;
+mod takeover;
 mod turn;
 mod upstream;
 
@@ -44,6 +48,7 @@ use self::{calls::Call, own::Own, place::Question, session::Entry, upstream::Ups
 pub use self::{
     client::is_session_id,
     moving::Freeze,
+    note::{Handover, HeldRequest, Note},
     outbox::{Dest, Outbox},
     output::{Locate, Located, Output, Serve, Served, Service, Tally},
     upstream::SlotId,
@@ -109,6 +114,8 @@ pub struct Settings {
     pub session_params: usize,
     /// How long a call waits for a session whose backend is away.
     pub home_wait: Duration,
+    /// How long a turn goes on after its client's connection has broken.
+    pub detach_grace: Option<Duration>,
     /// A turn without an event for so long is stalled; none = no turn is.
     pub turn_stall: Option<Duration>,
     /// A stalled turn is ended.
@@ -133,6 +140,8 @@ pub struct Context<'a> {
 enum Asker {
     Upstream(SlotId),
     Provider(u64),
+    /// A backend, by way of a connection whose client has left, and the request's number there.
+    Parked(ConnectionId, u64),
 }
 
 /// How far the end has come.
@@ -141,6 +150,8 @@ enum Life {
     Open,
     /// Taxiway stops: no new work, closes when nothing runs.
     Draining,
+    /// The client has left; turns go on.
+    Parked,
     Closed,
 }
 
@@ -156,7 +167,7 @@ pub struct Mux {
     greeted: bool,
     connect: connect::Options,
     calls: Calls<Call>,
-    requests: BackendRequests<Asker>,
+    requests: BackendRequests<Asker, parking::Request>,
     upstreams: Upstreams,
     entries: Slab<Entry>,
     by_session: HashMap<SessionId, usize, RandomState>,
@@ -168,6 +179,8 @@ pub struct Mux {
     gates: Vec<(Instant, usize)>,
     /// Calls of our own that a backend owes an answer.
     own: Vec<Own>,
+    /// Sessions whose last step of a take-over was answered just now, and whether by a success.
+    opened: Vec<(usize, bool)>,
     /// Sessions that wait for their backend: being opened again, or with calls held because it is
     /// silent. Mostly none, so that nobody looks for their deadlines.
     waiting: usize,
@@ -205,6 +218,7 @@ impl Mux {
             claimed: 0,
             gates: Vec::new(),
             own: Vec::new(),
+            opened: Vec::new(),
             waiting: 0,
             freezing: false,
             watches: Vec::new(),
@@ -258,6 +272,11 @@ impl Mux {
     /// Whether the end has come; nothing is handled any more.
     pub fn is_closed(&self) -> bool {
         self.life == Life::Closed
+    }
+
+    /// Whether there is a client.
+    fn is_heard(&self) -> bool {
+        matches!(self.life, Life::Open | Life::Draining)
     }
 
     // Polling.
@@ -334,7 +353,7 @@ impl Mux {
                 .idle_since
                 .is_some_and(|at| at + UPSTREAM_IDLE <= cx.now)
             {
-                self.part_with(slot);
+                self.part_with_hooks(slot, out);
             }
         }
     }
@@ -361,8 +380,7 @@ impl Mux {
             &ProxyError::LimitExceeded { limit, value },
             out,
         );
-        self.abandon(cx, ClosedBy::Proxy);
-        self.close(reason);
+        self.depart(cx, ClosedBy::Proxy, reason, true, out);
     }
 
     /// The shell does not read the client now, because something here or behind is full: the time
@@ -377,7 +395,7 @@ impl Mux {
     /// session that it may see, wherever it lives, once. So those that come over this client's own
     /// upstream connections are swallowed.
     pub fn handle_lifecycle(&mut self, frame: &[u8], out: &mut Outbox) {
-        if self.life != Life::Closed {
+        if self.is_heard() {
             self.tally.add(
                 Direction::BackendToClient,
                 FrameKind::Notification,

@@ -9,7 +9,7 @@ use super::{
     upstream::GivenUp,
 };
 use crate::core::{
-    event::ClosedBy,
+    event::{ClosedBy, TakeOverResult},
     id::{BackendName, SessionId},
     locate::Purpose,
     reply::{LostBy, ProxyError},
@@ -48,6 +48,13 @@ impl Mux {
         }
         let at = entry.slot.and_then(|slot| self.upstreams.get(slot));
         if at.is_none_or(|upstream| upstream.backend != *backend) {
+            return;
+        }
+        if entry.parked.is_some() {
+            // It is left as soon as its turn ends.
+            if freeze.force {
+                self.leave(cx, key, TakeOverResult::Expired, out);
+            }
             return;
         }
         entry.freeze = Some(freeze);
@@ -115,7 +122,8 @@ impl Mux {
             && entry.sends.is_empty()
             && entry.held.is_empty()
             && entry.locating.is_none()
-            && entry.reopening.is_none();
+            && entry.reopening.is_none()
+            && entry.taking.is_none();
         let moves = entry.kept.as_ref().is_some_and(|kept| !kept.tainted);
         if !still || !(moves || freeze.force) {
             return;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::upstream::SlotId;
+use super::{note::Note, upstream::SlotId};
 use crate::core::{
     event::{CallOutcome, Direction, Event, FrameKind, PlacementReason, TurnRecord},
-    id::{BackendName, SessionId},
+    id::{BackendName, ConnectionId, SessionId},
     locate::Purpose,
     reply::ProxyError,
     route::{Aggregate, IdsArray, Provider, Spread},
@@ -33,6 +33,8 @@ pub struct Located {
     pub reason: PlacementReason,
     /// The session has history on disk.
     pub has_history: bool,
+    /// The connection whose client has left it in a turn.
+    pub parked: Option<ConnectionId>,
 }
 
 /// A call that the shell executes over control connections: [`Mux::handle_served`](super::Mux::handle_served).
@@ -188,6 +190,22 @@ pub enum Output {
     },
     /// Something to log and count.
     Event(Event),
+    /// Say this to the machine of another connection: [`Mux::handle_note`](super::Mux::handle_note)
+    /// there, or [`Mux::handle_untold`](super::Mux::handle_untold) here if it has ended.
+    Tell {
+        #[allow(missing_docs)]
+        to: ConnectionId,
+        #[allow(missing_docs)]
+        note: Note,
+    },
+    /// The client has left; its connection is to be closed as by [`Output::Close`]. This machine
+    /// lives on for these sessions.
+    Park {
+        /// For people and the log.
+        reason: &'static str,
+        #[allow(missing_docs)]
+        sessions: Vec<SessionId>,
+    },
     /// Write what is in the outbox, then close the client's connection.
     Close {
         /// For people and the log.

@@ -21,7 +21,15 @@ pub(super) struct Own {
 impl Own {
     /// Whether it is a step of a reopening.
     pub(super) fn reopens(&self) -> bool {
-        !matches!(self.errand, Errand::Save(_) | Errand::Nobodys)
+        !matches!(
+            self.errand,
+            Errand::Save(_)
+                | Errand::Nobodys
+                | Errand::Join
+                | Errand::OpenInFull
+                | Errand::Halt
+                | Errand::Leave
+        )
     }
 }
 
@@ -38,6 +46,14 @@ pub(super) enum Errand {
     Repeat,
     /// What was acknowledged goes to disk; the answer to this call waits for that.
     Save(Option<RequestId>),
+    /// The first step of taking a session over.
+    Join,
+    /// The last one.
+    OpenInFull,
+    /// The turn of a session whose client has left is aborted.
+    Halt,
+    /// Such a session is left.
+    Leave,
     /// Nobody wants its answer any more.
     Nobodys,
 }

@@ -45,7 +45,10 @@ impl Mux {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        let waits = entry.reopening.is_some() || entry.locating.is_none() && !entry.held.is_empty();
+        let waits = entry.reopening.is_some()
+            || entry.taking.is_some()
+            || entry.parked.is_some()
+            || entry.locating.is_none() && !entry.held.is_empty();
         let before = std::mem::replace(&mut entry.waits, waits);
         self.waiting = self.waiting + usize::from(waits) - usize::from(before);
     }
@@ -66,7 +69,9 @@ impl Mux {
                     .held
                     .front()
                     .map(|held| held.since + settings.home_wait);
-                pause.into_iter().chain(held)
+                let taking = entry.taking.as_ref().and_then(|taking| taking.until);
+                let parked = entry.parked.as_ref().and_then(|parked| parked.until);
+                pause.into_iter().chain(held).chain(taking).chain(parked)
             })
             .min()
     }
@@ -96,6 +101,18 @@ impl Mux {
             }
             if rests {
                 self.seek(key);
+            }
+            let is_due = |until: Option<Instant>| until.is_some_and(|until| until <= cx.now);
+            let taking = self.entries[key].taking.as_ref();
+            if taking.is_some_and(|taking| is_due(taking.until)) {
+                self.taking_too_long(cx, key, out);
+            }
+            let parked = self
+                .entries
+                .get(key)
+                .and_then(|entry| entry.parked.as_ref());
+            if parked.is_some_and(|parked| is_due(parked.until)) {
+                self.parked_too_long(cx, key, out);
             }
             self.note_waiting(key);
             self.settle_entry(key);

@@ -106,8 +106,10 @@ impl Mux {
         let entry = &self.entries[key];
         record.session = Some(entry.id.clone());
         self.calls.insert(id.clone(), record);
-        let direct =
-            entry.locating.is_none() && entry.reopening.is_none() && purpose == Purpose::Use;
+        let direct = entry.locating.is_none()
+            && entry.reopening.is_none()
+            && !entry.is_changing_hands()
+            && purpose == Purpose::Use;
         let slot = entry.here_at().filter(|_| direct);
         if let Some(slot) = slot.filter(|_| !self.is_silent_here(key)) {
             self.dispatch(cx, key, slot, (id, cx.now), head, frame, false, out);
@@ -165,13 +167,16 @@ impl Mux {
 
     /// Asks where the session is, for the first request held, unless the question is out, or the
     /// answer is known and has to be waited for.
-    fn locate(&mut self, key: usize) {
+    pub(super) fn locate(&mut self, key: usize) {
         let entry = &self.entries[key];
         let (None, Some(first)) = (entry.locating, entry.held.front()) else {
             return;
         };
         let purpose = first.purpose;
-        if entry.reopening.is_some() || purpose == Purpose::Use && self.is_silent_here(key) {
+        if entry.reopening.is_some()
+            || entry.taking.is_some() && (entry.is_changing_hands() || purpose.attaches())
+            || purpose == Purpose::Use && self.is_silent_here(key)
+        {
             self.note_waiting(key);
             return;
         }
@@ -288,6 +293,11 @@ impl Mux {
             let resumes = cx.settings.create_existing == CreateExisting::Resume;
             let is_open = located.reason == PlacementReason::Owner;
             let closed_history = located.has_history && (resumes || !is_open);
+            if let Some(from) = located.parked
+                && self.take_over(cx, key, from, closed_history, out)
+            {
+                return;
+            }
             self.release_held(cx, key, slot, purpose, closed_history, out);
         }
         self.settle_entry(key);
@@ -330,7 +340,8 @@ impl Mux {
         out: &mut Outbox,
     ) {
         while let Some(entry) = self.entries.get_mut(key) {
-            let Some(next) = entry.held.front().filter(|_| entry.reopening.is_none()) else {
+            let waits = entry.reopening.is_some() || entry.is_changing_hands();
+            let Some(next) = entry.held.front().filter(|_| !waits) else {
                 break;
             };
             let enough = match next.purpose {
@@ -366,7 +377,7 @@ impl Mux {
         clippy::too_many_arguments,
         reason = "each names one fact of the one step"
     )]
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         cx: &Context<'_>,
         key: usize,
@@ -564,7 +575,8 @@ impl Mux {
         let Some(entry) = self.entries.get(key) else {
             return;
         };
-        let waited_for = entry.locating.is_some() || entry.reopening.is_some();
+        let waited_for =
+            entry.locating.is_some() || entry.reopening.is_some() || entry.parked.is_some();
         if entry.claimed && !entry.is_here() && !waited_for && entry.held.is_empty() {
             self.release(key);
         }

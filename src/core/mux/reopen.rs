@@ -178,7 +178,7 @@ impl Mux {
     }
 
     /// The answers to what is under way for a reopening do not count any more.
-    fn abandon_errands(&mut self, key: usize) {
+    pub(super) fn abandon_errands(&mut self, key: usize) {
         for own in self.own.iter_mut().filter(|own| own.key == key) {
             if own.reopens() {
                 own.errand = Errand::Nobodys;
@@ -230,6 +230,10 @@ impl Mux {
         };
         let here = self.entries[key].slot.and_then(|s| self.upstreams.get(s));
         let theirs = here.is_some_and(|u| u.backend == *backend);
+        if theirs && self.entries[key].parked.is_some() {
+            self.parked_closed(cx, key, out);
+            return;
+        }
         if theirs && self.entries[key].attached && self.may_reopen(key) {
             self.closed_in_silence(cx, key, backend, out);
         }
@@ -445,7 +449,12 @@ impl Mux {
                 keep_model: !kept.model_chosen,
             }),
             Errand::Create => opens(Form::Create),
-            Errand::Save(_) | Errand::Nobodys => return,
+            Errand::Save(_)
+            | Errand::Join
+            | Errand::OpenInFull
+            | Errand::Halt
+            | Errand::Leave
+            | Errand::Nobodys => return,
             Errand::Answer => entry
                 .answers
                 .get(reopening.answered)
@@ -483,6 +492,20 @@ impl Mux {
             }
             return;
         }
+        match own.errand {
+            Errand::Join => self.joined(cx, key, answer, out),
+            Errand::OpenInFull => self.opened_in_full(cx, key, answer.succeeded, out),
+            Errand::Halt => self.halted(cx, key, out),
+            Errand::Leave => self.left(cx, key, out),
+            Errand::Resume
+            | Errand::Create
+            | Errand::Answer
+            | Errand::IsProcessing
+            | Errand::Abort
+            | Errand::Repeat
+            | Errand::Save(_)
+            | Errand::Nobodys => {}
+        }
         let Some(reopening) = self.entries.get_mut(key).and_then(|e| e.reopening.as_mut()) else {
             return;
         };
@@ -504,7 +527,12 @@ impl Mux {
                 }
                 self.next_errand(cx, key, out);
             }
-            Errand::Save(_) | Errand::Nobodys => {}
+            Errand::Save(_)
+            | Errand::Join
+            | Errand::OpenInFull
+            | Errand::Halt
+            | Errand::Leave
+            | Errand::Nobodys => {}
             Errand::Resume | Errand::Create => self.pause(cx, key, out),
             Errand::Abort => self.next_errand(cx, key, out),
             Errand::Repeat => {

@@ -8,7 +8,9 @@ use std::{
 use super::{
     kept::{Kept, Repeat},
     moving::Freeze,
+    parking::Parked,
     reopen::Reopening,
+    takeover::Taking,
     upstream::SlotId,
 };
 use crate::core::{
@@ -51,8 +53,23 @@ pub(super) struct Gate {
     pub(super) until: Option<Instant>,
 }
 
+/// Something that a turn waits for.
+#[derive(Clone)]
+pub struct Asked {
+    /// Its `requestId`.
+    pub(super) id: String,
+    /// The event that told of it, where a client that takes the session over needs it.
+    pub(super) event: Option<Box<[u8]>>,
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Asked").field(&self.id).finish()
+    }
+}
+
 /// What is counted of a running turn.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Turn {
     /// Its send was accepted, or an event of it came.
     pub(super) confirmed: bool,
@@ -132,11 +149,15 @@ pub(super) struct Entry {
     /// It is being opened again.
     pub(super) reopening: Option<Box<Reopening>>,
     /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
-    pub(super) asked: Vec<String>,
+    pub(super) asked: Vec<Asked>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
     /// When `shown` was.
     pub(super) shown_at: Option<Instant>,
+    /// Its client has left in a turn.
+    pub(super) parked: Option<Box<Parked>>,
+    /// It is being taken over from a connection whose client has left.
+    pub(super) taking: Option<Box<Taking>>,
     /// When the backend was last heard to have it open.
     pub(super) answered: Option<Instant>,
     /// It is counted in [`Mux::waiting`](super::Mux).
@@ -164,6 +185,8 @@ impl Entry {
             asked: Vec::new(),
             answers: Vec::new(),
             shown_at: None,
+            parked: None,
+            taking: None,
             answered: None,
             waits: false,
         }
@@ -171,7 +194,7 @@ impl Entry {
 
     /// Whether this connection hears the session, or will if all goes well.
     pub(super) fn is_here(&self) -> bool {
-        self.attached || self.attaching > 0 || self.is_reopening_here()
+        self.attached || self.attaching > 0 || self.is_reopening_here() || self.taking.is_some()
     }
 
     /// Whether it is being opened again where its backend is known already.
@@ -186,7 +209,13 @@ impl Entry {
 
     /// Whether a send would reach the backend before the session is open there.
     pub(super) fn awaits_attach(&self) -> bool {
-        !self.attached && (self.attaching > 0 || self.reopening.is_some())
+        !self.attached && (self.attaching > 0 || self.reopening.is_some() || self.taking.is_some())
+            || self.is_changing_hands()
+    }
+
+    /// Whether it is being taken over, at a stage in which no call may pass.
+    pub(super) fn is_changing_hands(&self) -> bool {
+        self.taking.as_ref().is_some_and(|t| t.holds_calls())
     }
 
     /// Whether an attach is under way or has been made, so that another one costs no new place.
@@ -210,5 +239,6 @@ impl Entry {
             && self.sends.is_empty()
             && self.turn.is_none()
             && self.reopening.is_none()
+            && self.parked.is_none()
     }
 }

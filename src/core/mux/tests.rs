@@ -10,6 +10,7 @@ mod ends;
 mod failover;
 mod input;
 mod loss;
+mod parking;
 mod reopening;
 mod rig;
 mod routing;

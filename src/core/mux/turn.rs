@@ -10,7 +10,8 @@ use super::{
     calls::Call,
     client::Frame,
     outbox::{Dest, Outbox},
-    session::{Gate, Held, Opener, STEERING_WAIT, Turn},
+    parking::KEPT_BODY,
+    session::{Asked, Gate, Held, Opener, STEERING_WAIT, Turn},
     upstream::Phase,
 };
 use crate::core::{
@@ -228,6 +229,9 @@ impl Mux {
             b"session.idle" => {
                 self.count_event(cx.now, key, body.len());
                 let aborted = memchr::memmem::find(body, br#""aborted":true"#).is_some();
+                if let Some(taking) = &mut self.entries[key].taking {
+                    taking.ended = Some((aborted, event_mark(body)));
+                }
                 if let Some(turn) = &self.entries[key].turn {
                     let outcome = turn.outcome(aborted);
                     let by = if aborted {
@@ -239,12 +243,19 @@ impl Mux {
                     self.entries[key].forget_asked();
                     self.settle_entry(key);
                 }
+                self.idle_in_between(cx, key, out);
+            }
+            b"abort" => {
+                self.count_event(cx.now, key, body.len());
+                self.halted(cx, key, out);
             }
             b"external_tool.requested" | b"permission.requested" => {
                 self.count_event(cx.now, key, body.len());
                 let asked = &mut self.entries[key].asked;
                 if let Some(id) = request_id(body).filter(|_| asked.len() < MAX_UNSEEN) {
-                    asked.push(id);
+                    let kept = cx.settings.detach_grace.is_some() && body.len() <= KEPT_BODY;
+                    let event = kept.then(|| body.into());
+                    asked.push(Asked { id, event });
                     // Else the turn would not survive a crash in the next 150 ms.
                     self.save(cx, key, None, out);
                 }
@@ -252,7 +263,7 @@ impl Mux {
             b"external_tool.completed" | b"permission.completed" => {
                 self.count_event(cx.now, key, body.len());
                 if let Some(id) = request_id(body) {
-                    self.entries[key].asked.retain(|asked| *asked != id);
+                    self.entries[key].asked.retain(|asked| asked.id != id);
                 }
             }
             _ => self.count_event(cx.now, key, body.len()),
@@ -280,7 +291,7 @@ impl Mux {
     }
 
     /// The turn that is expected, or one that nobody here has started, has begun.
-    fn confirm_turn(&mut self, cx: &Context<'_>, key: usize) {
+    pub(super) fn confirm_turn(&mut self, cx: &Context<'_>, key: usize) {
         let entry = &mut self.entries[key];
         let turn = entry
             .turn
@@ -314,7 +325,7 @@ impl Mux {
 
     /// `backend` is named if the session's upstream connection is gone; `mark` is that of the event
     /// that ended the turn.
-    fn record_turn(
+    pub(super) fn record_turn(
         &mut self,
         cx: &Context<'_>,
         key: usize,

@@ -58,6 +58,8 @@ pub struct Metrics {
     backends: Mutex<BTreeMap<BackendName, Arc<BackendMetrics>>>,
     pool_panic: IntGauge,
     failovers: Series<&'static str, IntCounter>,
+    sessions_parked: IntGauge,
+    takeovers: Series<&'static str, IntCounter>,
     session_not_found: Series<&'static str, IntCounter>,
     session_create_existing: Series<&'static str, IntCounter>,
     sessions_stranded: IntGauge,
@@ -126,6 +128,8 @@ impl Metrics {
             backends: Mutex::default(),
             pool_panic: int_gauge(r, &table::POOL_PANIC),
             failovers: counter_series(r, &table::FAILOVERS),
+            sessions_parked: int_gauge(r, &table::SESSIONS_PARKED),
+            takeovers: counter_series(r, &table::TAKEOVERS),
             session_not_found: counter_series(r, &table::SESSION_NOT_FOUND),
             session_create_existing: counter_series(r, &table::SESSION_CREATE_EXISTING),
             sessions_stranded: int_gauge(r, &table::SESSIONS_STRANDED),
@@ -309,6 +313,17 @@ impl Metrics {
     pub fn store_unwritten(&self, n: usize) {
         self.store_unwritten
             .set(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+
+    /// A client has left a session in a turn that goes on. Counted by `Event::SessionParked`.
+    pub(super) fn session_parked(&self) {
+        self.sessions_parked.inc();
+    }
+
+    /// That is over. Counted by `Event::ParkedEnded`.
+    pub(super) fn parked_ended(&self, result: &'static str) {
+        self.sessions_parked.dec();
+        self.takeovers.with(result, IntCounter::inc);
     }
 
     /// A reload ended at that Unix time. Counted by `Event::Reload`.

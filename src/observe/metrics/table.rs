@@ -89,6 +89,11 @@ table! {
     FAILOVERS: Counter "taxiway_failovers_total" ["result"]
         "What became of silent backends: fenced, unfenced (given up without a fence command), \
          fence_failed; and of sessions that lost their backend: reopened, recreated, failed.";
+    SESSIONS_PARKED: Gauge "taxiway_sessions_parked" []
+        "Sessions whose turn goes on although their client's connection has broken.";
+    TAKEOVERS: Counter "taxiway_takeovers_total" ["result"]
+        "What became of them: taken_over (by a new connection of the client), expired (nobody came \
+         within sessions.detach_grace), ended (the turn ended first, or its backend was lost).";
     POOL_PANIC: Gauge "taxiway_pool_panic" []
         "1 while more backends are unhealthy than health.max_ejected allows to eject.";
     FRAMES: Counter "taxiway_frames_total" ["direction", "kind"]

@@ -31,6 +31,8 @@ fn everything(metrics: &Metrics) {
     metrics.failover("reopened");
     metrics.store_failed("write");
     metrics.store_unwritten(3);
+    metrics.session_parked();
+    metrics.parked_ended("expired");
     metrics.reload(true, 1_700_000_000.0);
     metrics.adopt_log_counter(&loose_counter(&table::LOG_LINES_DROPPED));
     let backend = metrics.backend(&BackendName::from("cli-1"));

@@ -164,6 +164,7 @@ fn rules() -> Rules {
             sessions: 100,
             session_params: 1 << 20,
             home_wait: Duration::from_secs(1),
+            detach_grace: None,
             turn_stall: None,
             ends_stalled: false,
             create_existing: CreateExisting::Resume,

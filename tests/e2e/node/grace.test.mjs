@@ -3,6 +3,7 @@
 //
 // Runs only through Taxiway.
 
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { defineTool } from "@github/copilot-sdk";
 import { cleanEnvironment, launch } from "../pool.mjs";
@@ -181,4 +182,55 @@ scenario("stop() in a turn is a goodbye: no grace", async (kit) => {
   await pool.model.held(id);
   await within("stop", 5_000, client.stop());
   await poll("closed", async () => (await owners(id)).length === 0, 3_000, 50);
+});
+
+/** A client with hooks in a turn that waits for one of them, and a bystander in the same session. */
+async function hooked(kit, name) {
+  const id = newId(name);
+  const mark = join(pool.root, `mark-${id}`);
+  const client = await kit.raw();
+  let holds = false;
+  client.onRequest = (method, { hookType }) =>
+    (method === "hooks.invoke" && !(holds && hookType === "preToolUse") ? {} : undefined);
+  await client.call("session.create", params(id, { hooks: true }));
+  await client.call("session.permissions.setMode", { sessionId: id, mode: "allow-all" });
+  const other = await kit.raw();
+  await other.call("session.resume", params(id));
+  holds = true;
+  const command = JSON.stringify({ command: `touch ${mark}`, description: "x" });
+  await client.call("session.send", { sessionId: id, prompt: `[[tool bash ${command}]] [[results]]` });
+  const isHook = (m) => m.method === "hooks.invoke" && m.params.hookType === "preToolUse";
+  await client.until("the hook", () => client.seen.find(isHook));
+  return { id, mark, client, other };
+}
+
+scenario("killed with a hook open: the new client judges the tool", async (kit) => {
+  for (const allows of [true, false]) {
+    const { id, mark, client, other } = await hooked(kit, allows ? "allow" : "deny");
+    other.destroy();
+    client.destroy();
+    await new Promise((done) => setTimeout(done, 300));
+    const next = await kit.raw();
+    const asked = [];
+    next.onRequest = (method, { hookType }) => {
+      if (method !== "hooks.invoke") return undefined;
+      asked.push(hookType);
+      if (hookType !== "preToolUse" || allows) return {};
+      return { output: { permissionDecision: "deny", permissionDecisionReason: "no" } };
+    };
+    await within("resume", 5_000, next.call("session.resume", params(id, { hooks: true })));
+    const idle = await next.event(id, "session.idle");
+    assert.notEqual(idle.data.aborted, true);
+    assert.equal(asked[0], "preToolUse");
+    assert.equal(existsSync(mark), allows);
+  }
+});
+
+scenario("not back with a hook open: the tool does not run", async (kit) => {
+  const { id, mark, client, other } = await hooked(kit, "unjudged");
+  client.destroy();
+  const idle = await other.event(id, "session.idle", 0, GRACE_MS + 5_000);
+  assert.equal(idle.data.aborted, true);
+  await new Promise((done) => setTimeout(done, 500));
+  assert.equal(existsSync(mark), false, "the tool ran without its hook");
 });

@@ -46,6 +46,8 @@ impl Conf {
             // Placement by rank alone, so that a test can tell beforehand where a session goes.
             .set("routing.load_factor", "0")
             .text("routing.home_wait", "2s")
+            // A client that leaves is gone, but where it is the matter.
+            .text("sessions.detach_grace", "0s")
             .text("health.interval", "200ms")
             .text("health.timeout", "1s")
             .set("health.unhealthy_after", "2")

@@ -92,6 +92,7 @@ fn health_shown(backend: &BackendView) -> String {
 pub(super) fn sessions(page: &Page<SessionView>) -> String {
     let rows = page.items.iter().map(|s| {
         let state = match (s.open, s.turn_open) {
+            (_, true) if s.parked => "parked",
             (_, true) => "turn",
             (true, false) => "open",
             (false, false) => "closed",

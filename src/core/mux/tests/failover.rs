@@ -328,7 +328,7 @@ impl World {
             self.stats.steps += 1;
             self.act(act);
             self.follow_store();
-            if self.stats.steps % self.size.every == 0 {
+            if self.stats.steps.is_multiple_of(self.size.every) {
                 self.check();
             }
         }

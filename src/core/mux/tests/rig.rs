@@ -9,8 +9,8 @@ use std::{
 use serde_json::{Value, json};
 
 use super::super::{
-    Context, CreateExisting, Dest, Locate, Located, Mux, Outbox, Output, Serve, Served, Settings,
-    SlotId,
+    Context, CreateExisting, Dest, Locate, Located, Mux, Note, Outbox, Output, Serve, Served,
+    Settings, SlotId,
 };
 use crate::core::{
     event::PlacementReason, frame::FrameLimits, id::ConnectionId, locate::Refusal,
@@ -52,6 +52,10 @@ pub(super) struct Rig {
     pub(super) history: BTreeSet<String>,
     /// Sessions that somebody has open already.
     pub(super) open_there: BTreeSet<String>,
+    /// Sessions whose client has left in a turn, and its connection.
+    pub(super) parked: BTreeMap<String, ConnectionId>,
+    /// What was said to other connections.
+    pub(super) told: Vec<(ConnectionId, Note)>,
     /// Backends that refuse connections.
     pub(super) down: BTreeSet<String>,
     /// Backends that accept and say nothing.
@@ -84,6 +88,7 @@ pub(super) fn settings() -> Settings {
         create_existing: CreateExisting::Resume,
         session_params: 0,
         home_wait: Duration::from_secs(30),
+        detach_grace: None,
         turn_stall: None,
         ends_stalled: false,
     }
@@ -171,6 +176,8 @@ impl Rig {
             homes: BTreeMap::new(),
             history: BTreeSet::new(),
             open_there: BTreeSet::new(),
+            parked: BTreeMap::new(),
+            told: Vec::new(),
             down: BTreeSet::new(),
             mute: BTreeSet::new(),
             out: Outbox::new(),
@@ -247,6 +254,7 @@ impl Rig {
                     self.connects.retain(|(at, _)| *at != slot);
                 }
                 Output::Locate(question) => self.locates.push(question),
+                Output::Tell { to, note } => self.told.push((to, note)),
                 Output::Serve(call) => self.serves.push(call),
                 Output::Close { reason } => self.closed = Some(reason),
                 Output::Release(session) => {
@@ -345,6 +353,7 @@ impl Rig {
                 Some(session) if self.open_there.contains(session) => PlacementReason::Owner,
                 _ => PlacementReason::Hash,
             },
+            parked: session.as_ref().and_then(|s| self.parked.get(s)).copied(),
             has_history: session.is_some_and(|s| self.history.contains(&s)),
         };
         let ticket = question.ticket;
@@ -468,8 +477,8 @@ impl Rig {
     }
 
     pub(super) fn hang_up(&mut self) {
-        self.step(&[], |mux, cx, _| {
-            mux.handle_client_closed(cx);
+        self.step(&[], |mux, cx, out| {
+            mux.handle_client_closed(cx, out);
             0
         });
     }

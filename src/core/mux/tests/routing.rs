@@ -190,11 +190,19 @@ fn too_many_unanswered_requests_of_backends_end_the_connection_and_are_never_ans
         mux.handle_upstream(cx, slot, &body, out)
     });
     assert_eq!(rig.said_one()["error"]["data"]["limit"], "backend_requests");
+    let parked = rig.logged(|output| match output {
+        Output::Park { reason, .. } => Some(*reason),
+        _ => None,
+    });
     assert!(
-        rig.closed
-            .is_some_and(|why| why.contains("backend_requests"))
+        parked[0].contains("backend_requests"),
+        "the client sees the end"
     );
+    // If it saw that of its connection first, the tools that the hooks are about would run.
+    assert_eq!(rig.heard("a")[0]["method"], json!("session.abort"));
+    rig.backend("a", &event("s1", "abort", json!({})));
     assert!(rig.try_slot("a").is_none(), "the backend sees the end");
+    assert!(rig.closed.is_some());
 }
 
 #[test]

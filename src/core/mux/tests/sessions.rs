@@ -543,6 +543,7 @@ fn an_answer_that_comes_too_late_for_everybody_claims_nothing() {
     let ticket = question.ticket;
     rig.step(&[], |mux, cx, out| {
         let located = crate::core::mux::Located {
+            parked: None,
             backend: "a".into(),
             reason: crate::core::event::PlacementReason::Hash,
             has_history: false,

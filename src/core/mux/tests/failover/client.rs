@@ -191,8 +191,8 @@ impl World {
         }
         let connection = self.clients[at].connection;
         self.note(|| format!("c{at}: leaves ({connection})"));
-        self.step(at, &[], |mux, cx, _| {
-            mux.handle_client_closed(cx);
+        self.step(at, &[], |mux, cx, out| {
+            mux.handle_client_closed(cx, out);
             0
         });
         let client = &mut self.clients[at];

@@ -93,6 +93,7 @@ impl World {
     ) {
         let me = self.clients[at].connection;
         match output {
+            Output::Tell { .. } | Output::Park { .. } => unreachable!("there is no grace here"),
             Output::Connect { slot, backend } => {
                 let delay = 100 + self.chance.span(2 * MS);
                 self.plan(delay, Act::Connect(at, me, slot, backend.to_string()));
@@ -550,6 +551,7 @@ impl World {
                     backend: to.clone(),
                     reason,
                     has_history: false,
+                    parked: None,
                 };
                 self.searches.get_mut(&number).unwrap().stage = Stage::DoorAway(found);
                 self.at_door(number, &to);
@@ -761,6 +763,7 @@ fn located(destination: Destination) -> Located {
         backend: destination.backend,
         reason: destination.reason,
         has_history: destination.has_history,
+        parked: None,
     }
 }
 
