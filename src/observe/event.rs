@@ -282,9 +282,28 @@ impl Observer {
                 ok,
                 "admin"
             ),
-            Event::StoreOpened { .. } | Event::StoreFailed { .. } | Event::StoreBack => {
-                write_store(event);
+            Event::StoreOpened {
+                path,
+                is_new,
+                sessions,
+                forgotten,
+                other_mode,
+            } => {
+                let what = if *is_new { "made" } else { "opened" };
+                write_store_opened(what, path, *sessions, *forgotten, *other_mode);
             }
+            Event::StoreFailed {
+                op,
+                reason,
+                waiting,
+                goes_down,
+            } => write_store_failed(op, reason, *waiting, *goes_down),
+            Event::StoreBack => info!(
+                target: "taxiway",
+                what = "back",
+                consequence = "everything that waited is on disk",
+                "store"
+            ),
         }
     }
 
@@ -364,46 +383,39 @@ impl Observer {
     }
 }
 
-/// The lines named `store`.
-fn write_store(event: &Event) {
-    match event {
-        Event::StoreOpened {
-            path,
-            is_new,
+fn write_store_opened(
+    what: &str,
+    path: &str,
+    sessions: usize,
+    forgotten: usize,
+    other_mode: Option<&str>,
+) {
+    match other_mode {
+        None => info!(
+            target: "taxiway",
+            what,
+            path = clip(path),
             sessions,
             forgotten,
-            other_mode,
-        } => {
-            let what = if *is_new { "made" } else { "opened" };
-            match other_mode {
-                None => info!(
-                    target: "taxiway",
-                    what,
-                    path = clip(path),
-                    sessions,
-                    forgotten,
-                    "store"
-                ),
-                Some(written_for) => warn!(
-                    target: "taxiway",
-                    what,
-                    path = clip(path),
-                    sessions,
-                    forgotten,
-                    written_for,
-                    consequence = "routing.mode has changed: homes and histories are dropped and \
-                                   asked for again; who had a session open, deletions and \
-                                   operators' states are kept",
-                    "store"
-                ),
-            }
-        }
-        Event::StoreFailed {
-            op,
-            reason,
-            waiting,
-            goes_down: true,
-        } => error!(
+            "store"
+        ),
+        Some(written_for) => warn!(
+            target: "taxiway",
+            what,
+            path = clip(path),
+            sessions,
+            forgotten,
+            written_for,
+            consequence = "routing.mode has changed: homes and histories are dropped and asked for \
+                           again; who had a session open, deletions and operators' states are kept",
+            "store"
+        ),
+    }
+}
+
+fn write_store_failed(op: &str, reason: &str, waiting: usize, goes_down: bool) {
+    if goes_down {
+        error!(
             target: "taxiway",
             what = "failed",
             op,
@@ -412,52 +424,16 @@ fn write_store(event: &Event) {
             consequence = "goes on in memory: what changes from now on is lost if Taxiway ends; \
                            writing is tried again until it works",
             "store"
-        ),
-        Event::StoreFailed {
-            op,
-            reason,
-            waiting,
-            goes_down: false,
-        } => debug!(
+        );
+    } else {
+        debug!(
             target: "taxiway",
             what = "failed again",
             op,
             reason = clip(reason),
             waiting,
             "store"
-        ),
-        Event::StoreBack => info!(
-            target: "taxiway",
-            what = "back",
-            consequence = "everything that waited is on disk",
-            "store"
-        ),
-        Event::ConnectionOpened { .. }
-        | Event::ConnectionClosed { .. }
-        | Event::UpstreamLost { .. }
-        | Event::Placement { .. }
-        | Event::Turn(_)
-        | Event::ErrorAnswered { .. }
-        | Event::LimitHit { .. }
-        | Event::CreateExisting { .. }
-        | Event::BackendReleased { .. }
-        | Event::BackendReturned { .. }
-        | Event::FenceFailed { .. }
-        | Event::Upgrade { .. }
-        | Event::SessionParked { .. }
-        | Event::ParkedEnded { .. }
-        | Event::SessionReopened { .. }
-        | Event::TurnStalled { .. }
-        | Event::SessionNotFound { .. }
-        | Event::BackendHealth { .. }
-        | Event::BackendAdmin { .. }
-        | Event::BackendAdded { .. }
-        | Event::BackendRemoved { .. }
-        | Event::BackendViolation { .. }
-        | Event::ManagedServer { .. }
-        | Event::Reload { .. }
-        | Event::Drain { .. }
-        | Event::AdminCall { .. } => debug_assert!(false, "{event:?} is no line of the store"),
+        );
     }
 }
 

@@ -117,7 +117,7 @@ impl Search {
         }
     }
 
-    async fn run(self, first: Next) -> Found {
+    async fn run(mut self, first: Next) -> Found {
         let start = tokio::time::Instant::now();
         let mut next = first;
         loop {
@@ -129,6 +129,11 @@ impl Search {
                     let more = self.news_of(&away);
                     if tokio::time::timeout_at(deadline, more).await.is_err() {
                         return Found::from(Err(refused(Some(&self.session), why)));
+                    }
+                    // It may have been found unreachable before, and be back by now.
+                    let snapshot = self.shared.pool.snapshot();
+                    if snapshot.get(&away).is_some_and(Backend::is_usable) {
+                        self.avoid.retain(|avoided| *avoided != away);
                     }
                     self.first(&candidates(&self.shared, self.purpose, &self.avoid))
                 }

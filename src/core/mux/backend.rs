@@ -5,6 +5,11 @@ use std::ops::Range;
 
 use super::{
     Asker, Context, MAX_BACKEND_REQUESTS, Mux, Output,
+    again::RetriedCall,
+    answer::{
+        is_not_found, is_null_id_error, result_session, says_failure, says_not_found, says_success,
+        write_number,
+    },
     calls::{Call, Place},
     client::{Frame, swap_id},
     note::HeldRequest,
@@ -12,7 +17,6 @@ use super::{
     own::{Errand, OwnAnswer},
     parking::{KEPT_BODY, KEPT_REQUESTS, Request},
     place::write_frame,
-    reopen::RetriedCall,
     turn::frame,
     upstream::{GivenUp, Phase, SlotId, Waiting},
 };
@@ -486,6 +490,7 @@ impl Mux {
         if let Some(key) = self.key_of(&call) {
             self.settle_entry(key);
         }
+        self.recycle(&mut call);
         true
     }
 
@@ -679,71 +684,6 @@ impl Mux {
                 backend,
             };
             self.closed(cx, Some(key), closed);
-        }
-    }
-}
-
-/// Whether a body that is no JSON-RPC message for us is the CLI's complaint about a frame that it
-/// could not read.
-fn is_null_id_error(body: &[u8]) -> bool {
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else {
-        return false;
-    };
-    value.get("id").is_some_and(serde_json::Value::is_null) && value.get("error").is_some()
-}
-
-/// The CLI's only sign that a session is not open where it was asked for (PROTOCOL §8): these words,
-/// then the session's id.
-fn is_not_found(head: &Head, body: &[u8], session: Option<&SessionId>) -> bool {
-    let (Some(error), Some(session)) = (head.error, session) else {
-        return false;
-    };
-    let text = error.of(body);
-    [
-        &b"Session not found for sessionId: "[..],
-        b"Session not found: ",
-    ]
-    .iter()
-    .any(|words| {
-        memchr::memmem::find_iter(text, words)
-            .any(|at| text[at + words.len()..].starts_with(session.as_str().as_bytes()))
-    })
-}
-
-/// `{"success":true}` as a whole result.
-fn says_success(head: &Head, body: &[u8]) -> bool {
-    head.result
-        .is_some_and(|r| memchr::memmem::find(r.of(body), br#""success":true"#).is_some())
-}
-
-/// `{"success":false}` as a whole result.
-fn says_failure(head: &Head, body: &[u8]) -> bool {
-    head.result
-        .is_some_and(|r| memchr::memmem::find(r.of(body), br#""success":false"#).is_some())
-}
-
-/// `sessions.open` answers an unknown session with a status instead of an error.
-fn says_not_found(head: &Head, body: &[u8]) -> bool {
-    let status = br#""status":"not_found""#;
-    head.result
-        .is_some_and(|r| memchr::memmem::find(r.of(body), status).is_some())
-}
-
-/// `result.sessionId`.
-fn result_session(head: &Head, body: &[u8]) -> Option<SessionId> {
-    let result: serde_json::Value = serde_json::from_slice(head.result?.of(body)).ok()?;
-    result.get("sessionId")?.as_str().map(SessionId::from)
-}
-
-/// `n` in decimal, without an allocation.
-fn write_number(mut n: u64, digits: &mut [u8; 20]) -> &[u8] {
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            return &digits[at..];
         }
     }
 }

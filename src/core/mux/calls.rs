@@ -71,7 +71,7 @@ pub(super) struct Call {
     /// What becomes of its effect when its session is opened again.
     pub(super) effect: Effect,
     /// Its body, where it may be needed once more.
-    pub(super) copy: Option<Box<[u8]>>,
+    pub(super) copy: Option<Vec<u8>>,
     /// It was sent once more already.
     pub(super) repeated: bool,
     /// The backend's answer, until what it acknowledges is on disk.
@@ -92,8 +92,9 @@ impl Call {
 
     /// Bytes of bodies that are kept for it.
     pub(super) fn kept_bytes(&self) -> usize {
-        let bodies = [&self.fallback, &self.copy, &self.withheld];
-        bodies.into_iter().flatten().map(|body| body.len()).sum()
+        let bodies = [&self.fallback, &self.withheld];
+        let bodies: usize = bodies.into_iter().flatten().map(|body| body.len()).sum();
+        bodies + self.copy.as_ref().map_or(0, Vec::len)
     }
 
     /// Whether its success attaches this connection to its session.

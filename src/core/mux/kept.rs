@@ -28,6 +28,10 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Largest call of which such a copy is kept, in bytes.
 const COPY: usize = 64 * 1024;
 
+/// How much memory for copies is kept: small calls, a few at a time.
+const SPARES: usize = 4;
+const SPARE_BYTES: usize = 512;
+
 /// How many calls are repeated after a session was opened again.
 const REPEATS: usize = 64;
 
@@ -85,8 +89,21 @@ impl Mux {
         let wanted = call.copy.is_none()
             && (opens || again && body.len() <= COPY && self.may_hold(body.len(), cx.settings));
         if wanted && let Some(call) = self.calls.get_mut(id) {
-            call.copy = Some(body.into());
+            let mut copy = self.spare.pop().unwrap_or_default();
+            copy.extend_from_slice(body);
+            call.copy = Some(copy);
             self.held_bytes += body.len();
+        }
+    }
+
+    /// A call is over: the memory of its copy serves the next one.
+    pub(super) fn recycle(&mut self, call: &mut Call) {
+        if let Some(mut copy) = call.copy.take()
+            && copy.capacity() <= SPARE_BYTES
+            && self.spare.len() < SPARES
+        {
+            copy.clear();
+            self.spare.push(copy);
         }
     }
 
@@ -95,7 +112,7 @@ impl Mux {
         let entry = &mut self.entries[key];
         entry.kept = match (call.class, &call.copy) {
             (Class::Create | Class::Resume, Some(body)) => Some(Box::new(Kept {
-                body: body.clone(),
+                body: body.as_slice().into(),
                 model_chosen: false,
                 // What was done to an open session holds, however often it is resumed.
                 repeats: entry.kept.take().map(|k| k.repeats).unwrap_or_default(),

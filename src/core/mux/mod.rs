@@ -9,6 +9,8 @@
 //! It opens no socket, reads no clock, asks no backend, and knows neither the directory nor the
 //! pool's health beyond what its [`Context`] and the answers of the shell say.
 
+mod again;
+mod answer;
 mod backend;
 mod calls;
 mod client;
@@ -179,6 +181,8 @@ pub struct Mux {
     gates: Vec<(Instant, usize)>,
     /// Calls of our own that a backend owes an answer.
     own: Vec<Own>,
+    /// Memory for copies of calls, to be used again: the steady state allocates nothing.
+    spare: Vec<Vec<u8>>,
     /// Sessions whose last step of a take-over was answered just now, and whether by a success.
     opened: Vec<(usize, bool)>,
     /// Sessions that wait for their backend: being opened again, or with calls held because it is
@@ -218,6 +222,7 @@ impl Mux {
             claimed: 0,
             gates: Vec::new(),
             own: Vec::new(),
+            spare: Vec::new(),
             opened: Vec::new(),
             waiting: 0,
             freezing: false,

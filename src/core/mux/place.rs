@@ -221,7 +221,7 @@ impl Mux {
                             && call.class == Class::Create
                             && held.body.len() <= limit
                         {
-                            call.copy = Some(held.body.as_slice().into());
+                            call.copy = Some(held.body.clone());
                             self.held_bytes += held.body.len();
                         }
                         self.forward(cx, slot, Some(held.call), Frame::Kept(held.body), out);

@@ -290,7 +290,7 @@ impl Mux {
         self.tally
             .add(Direction::BackendToClient, FrameKind::Response, size);
         self.call_ended(cx, &call, CallOutcome::Ok);
-        call.copy = (body.len() <= cx.settings.session_params).then_some(body);
+        call.copy = (body.len() <= cx.settings.session_params).then(|| body.into_vec());
         self.keep_params(key, &call);
         self.change_entry(cx.now, key, |entry| {
             entry.attached = true;

@@ -442,10 +442,15 @@ impl Mux {
         let news = message.filter(|id| entry.shown.as_ref() != Some(id));
         // Without a turn it may be one that is over, or that a detach in between has ended.
         let due = news.is_some() && call.attachment == Some(entry.attachments);
-        if !entry.is_here() || entry.turn.is_none() && !due {
+        let lost_at = entry.reopening.as_ref().map(|r| r.from.clone());
+        if !entry.is_here() && lost_at.is_none() || entry.turn.is_none() && !due {
             return;
         }
         self.confirm_turn(cx, key);
+        if let (Some(from), Some(turn)) = (lost_at, &mut self.entries[key].turn) {
+            // Told when the session is open again, unless it goes on then.
+            turn.survived.get_or_insert(from);
+        }
         if let (Some(turn), Some(message)) = (&mut self.entries[key].turn, news)
             && turn.unseen.len() < MAX_UNSEEN
         {

@@ -10,10 +10,11 @@
 //! many.
 
 mod check;
+mod cli;
 mod client;
 mod control;
 mod faults;
-mod process;
+mod search;
 mod session;
 mod shell;
 mod wire;
@@ -25,12 +26,13 @@ use std::{
 };
 
 use self::{
+    cli::Server,
     client::Client,
     control::Watch,
     faults::Fault,
-    process::Server,
+    search::{Door, Reply, Search},
     session::Line,
-    shell::{Door, Mail, Reply, Search},
+    shell::Mail,
     wire::{Item, Link},
 };
 use super::{
@@ -45,7 +47,7 @@ use crate::core::{
     testing,
 };
 
-const SEEDS: u64 = 1500;
+const SEEDS: u64 = 300;
 
 /// One millisecond of the virtual clock, which counts microseconds.
 const MS: u64 = 1_000;
@@ -94,7 +96,7 @@ struct Size {
     actions: u32,
     /// Until then faults happen and clients are busy.
     busy: u64,
-    /// Everything is looked at after so many steps.
+    /// Owners are looked at after so many steps, everything after eight times as many.
     every: u64,
 }
 
@@ -111,7 +113,7 @@ const LARGE: Size = Size {
     sessions: 500,
     actions: 4,
     busy: 25 * SECOND,
-    every: 200,
+    every: 50,
 };
 
 /// What is to happen at some time. Clients are named with the connection that they had when it was
@@ -329,6 +331,9 @@ impl World {
             self.act(act);
             self.follow_store();
             if self.stats.steps.is_multiple_of(self.size.every) {
+                self.check_owners();
+            }
+            if self.stats.steps.is_multiple_of(self.size.every * 8) {
                 self.check();
             }
         }

@@ -548,3 +548,24 @@ fn an_answer_outlives_one_backend_after_the_other() {
     rig.backend("a", &result(1, json!({"success": true})));
     assert_eq!(rig.said_one()["id"], json!(1));
 }
+
+#[test]
+fn who_could_not_open_it_where_it_was_to_be_has_lost_it_again() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.homes.insert("s1".into(), "b".into());
+    rig.down.insert("b".into());
+    rig.shell = Shell::Manual;
+    rig.lose("a");
+    rig.log.clear();
+    let question = rig.asked();
+    rig.locate(&question, "b");
+    let (slot, _) = rig.connecting();
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_upstream_closed(cx, slot, "refused", out);
+        0
+    });
+    let lost =
+        rig.logged(|output| matches!(output, Output::Lost(s) if s.as_str() == "s1").then_some(()));
+    assert_eq!(lost.len(), 1, "else it would wait for itself");
+}

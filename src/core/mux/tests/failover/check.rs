@@ -73,7 +73,7 @@ impl World {
         false
     }
 
-    /// After each step.
+    /// After a few steps.
     pub(super) fn check(&self) {
         self.directory.check_invariants();
         self.check_owners();
@@ -81,7 +81,7 @@ impl World {
     }
 
     /// Who has a session open with a living connection of ours is its owner.
-    fn check_owners(&self) {
+    pub(super) fn check_owners(&self) {
         for server in &self.servers {
             let Some(process) = &server.process else {
                 continue;

@@ -318,8 +318,15 @@ impl World {
     }
 
     pub(super) fn answer_tool(&mut self, at: usize, session: &str, request: &str) {
-        if self.view(at, session).state != State::Attached {
-            return;
+        match self.view(at, session).state {
+            State::Attached => {}
+            State::Out | State::Opening => return,
+            State::Leaving => {
+                // Should that fail, it is wanted still.
+                let connection = self.clients[at].connection;
+                let act = Act::Answer(at, connection, session.to_owned(), request.to_owned());
+                return self.plan(300 * MS, act);
+            }
         }
         let more = format!(r#","requestId":"{request}","result":"x""#);
         let method = "session.tools.handlePendingToolCall";

@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Act, MS, SECOND, World,
-    shell::{Mail, Reply},
-};
+use super::{Act, MS, SECOND, World, search::Reply, shell::Mail};
 use crate::core::{
     id::{BackendName, SessionId},
     snapshot::{Health, Mode, Snapshot},

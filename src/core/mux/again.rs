@@ -1,0 +1,150 @@
+//! Calls that are made once more: they were not executed, or it does no harm if they are twice.
+
+use super::{
+    Context, Mux, Output,
+    calls::{Call, Place},
+    outbox::Outbox,
+    session::Held,
+    upstream::SlotId,
+};
+use crate::core::{event::Event, id::SessionId, idmap::RequestId, replay::Effect, route::Class};
+
+impl Mux {
+    /// A call about an attached session was answered "not found". Opens it again; whether the call
+    /// itself, which was not executed, is made once more then.
+    pub(super) fn retry_not_found(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        id: &RequestId,
+        call: &mut Call,
+        out: &mut Outbox,
+    ) -> Option<RetriedCall> {
+        let key = self.key_of(call)?;
+        let entry = &self.entries[key];
+        if call.attaches() || call.attachment.is_none() {
+            return None;
+        }
+        let again = entry.attached && call.attachment != Some(entry.attachments);
+        if entry.reopening.is_some() || again {
+            // Another call was answered so before it. A send would come behind later ones now.
+            let sends = matches!(call.class, Class::Send(_));
+            if again && sends {
+                return Some(RetriedCall::Answered);
+            }
+            return Some(self.hold_again(cx, key, id, call));
+        }
+        if entry.slot != Some(slot) || !entry.attached || !self.may_reopen(key) {
+            return None;
+        }
+        let backend = self.upstreams.get(slot)?.backend.clone();
+        let session = entry.id.clone();
+        let reason = "closed_by_backend";
+        self.outputs
+            .push_back(Output::Event(Event::SessionNotFound { reason }));
+        self.outputs.push_back(Output::ClosedByBackend {
+            session,
+            backend: backend.clone(),
+        });
+        if matches!(call.class, Class::Send(_)) {
+            // The turn that it was to start.
+            let entry = &mut self.entries[key];
+            entry.turn.take_if(|turn| !turn.confirmed);
+        }
+        self.closed_in_silence(cx, key, &backend, out);
+        Some(self.hold_again(cx, key, id, call))
+    }
+
+    /// A call that was not executed is made once more when its session is open again, before what
+    /// was written later.
+    fn hold_again(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        id: &RequestId,
+        call: &mut Call,
+    ) -> RetriedCall {
+        let copy = call.copy.take().filter(|_| !call.repeated);
+        let Some(body) = copy else {
+            return RetriedCall::Answered;
+        };
+        call.repeated = true;
+        let held = Held {
+            call: id.clone(),
+            purpose: Call::purpose(call.class),
+            body,
+            since: cx.now,
+        };
+        self.held_bytes += held.body.len();
+        let held_before = &self.entries[key].held;
+        let earlier = |held: &&Held| {
+            let other = self.calls.get(&held.call);
+            other.is_some_and(|other| other.serial < call.serial)
+        };
+        let at = held_before.iter().take_while(earlier).count();
+        self.entries[key].held.insert(at, held);
+        RetriedCall::Held
+    }
+
+    /// Calls that were with a backend when it died, or when it fell silent, and that may be made
+    /// once more: held again, as if they had just come. The others come back.
+    pub(super) fn hold_repeatable(
+        &mut self,
+        cx: &Context<'_>,
+        lost: Vec<(RequestId, Call)>,
+        died: bool,
+    ) -> Vec<(RequestId, Call)> {
+        let mut again: Vec<(SessionId, Vec<Held>)> = Vec::new();
+        let mut rest = Vec::new();
+        for (id, mut call) in lost {
+            let repeats = if matches!(call.class, Class::Create | Class::Resume) {
+                // Nothing came of it that anybody was told.
+                died
+            } else if died {
+                call.class == Class::Session && call.effect.is_repeatable()
+            } else {
+                matches!(call.effect, Effect::Read | Effect::Answer)
+            };
+            // An answer may be given as often as it takes: the first one counts. And who is told that
+            // it is lost does not give it again.
+            let may = repeats && (!call.repeated || call.effect == Effect::Answer);
+            let session = call.session.clone().filter(|_| may);
+            // The copies of the others are counted until these are answered.
+            let held = session.and_then(|session| Some((session, call.copy.take()?)));
+            let Some((session, body)) = held else {
+                rest.push((id, call));
+                continue;
+            };
+            self.settle(cx, &call);
+            self.held_bytes -= body.len();
+            call.fallback = None;
+            call.withheld = None;
+            call.repeated = true;
+            call.place = Place::Held;
+            let held = Held {
+                call: id.clone(),
+                purpose: Call::purpose(call.class),
+                body,
+                since: cx.now,
+            };
+            self.calls.insert(id, call);
+            match again.iter_mut().find(|(s, _)| *s == session) {
+                Some((_, list)) => list.push(held),
+                None => again.push((session, vec![held])),
+            }
+        }
+        for (session, list) in again {
+            self.requeue(session, list);
+        }
+        rest
+    }
+}
+
+/// What becomes of a call that was answered "not found".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RetriedCall {
+    /// Made once more when the session is open again.
+    Held,
+    /// The client gets the answer: there is no copy of the call.
+    Answered,
+}
