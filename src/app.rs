@@ -327,6 +327,9 @@ impl App {
                 .collect(),
             ..PoolOptions::new(config.routing.mode, config.health.clone())
         };
+        store
+            .lock()
+            .forget_backends(|name| config.backends.iter().any(|b| b.name == *name));
         let pool = Pool::start(options, config.backends.clone(), Arc::new(news));
         let rules = Arc::new(ArcSwap::from_pointee(rules(config)));
         let port = Arc::new(Port(pool.clone()));

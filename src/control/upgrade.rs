@@ -3,7 +3,7 @@
 //! The running process waits on a Unix socket. The next one connects ([`ask`]), is given the
 //! listening sockets and what is remembered, gets ready, and says when it takes over
 //! ([`Inheritance::take_over`]). Until then the running process goes on; from then on it serves the
-//! clients that it has and follows the new one ([`secondary`]), which decides ([`primary`]) who owns
+//! clients that it has and follows the new one (`secondary`), which decides (`primary`) who owns
 //! what. Moves no client's frame and accepts none: that is done by whoever drives the [`Step`]s.
 
 mod primary;

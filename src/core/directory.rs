@@ -293,26 +293,6 @@ impl Directory {
             .collect()
     }
 
-    /// Sessions after `after` in id order, at most `limit`, for the admin API.
-    pub fn page(
-        &self,
-        now: Instant,
-        after: Option<&str>,
-        limit: usize,
-        keep: &dyn Fn(&SessionId, &Known) -> bool,
-    ) -> Vec<(SessionId, Known)> {
-        let mut rows: Vec<_> = self
-            .sessions
-            .keys()
-            .filter(|id| after.is_none_or(|a| id.as_str() > a))
-            .map(|id| (id.clone(), self.known(now, id.as_str())))
-            .filter(|(id, known)| keep(id, known))
-            .collect();
-        rows.sort_by(|a, b| a.0.cmp(&b.0));
-        rows.truncate(limit);
-        rows
-    }
-
     // Ownership.
 
     /// Registers `holder` as attaching to `session` on `want`, unless another backend has the
@@ -464,6 +444,21 @@ impl Directory {
                     .is_some_and(|r| r.owner.is_some() || r.is_deleted(now))
             {
                 self.entry(now, &session).maybe_open_at = Some(left);
+                self.touch(&session);
+            }
+        }
+    }
+
+    /// Gives up what may be open at backends that are no part of the pool any more: nobody could
+    /// ask them, and the sessions would wait for ever.
+    pub fn forget_backends(&mut self, is_there: impl Fn(&BackendName) -> bool) {
+        let perhaps = self
+            .sessions
+            .values()
+            .filter_map(|r| r.maybe_open_at.as_ref());
+        let away: HashSet<BackendName> = perhaps.filter(|b| !is_there(b)).cloned().collect();
+        for backend in away {
+            for session in self.forget_maybe_open(&backend) {
                 self.touch(&session);
             }
         }
@@ -687,6 +682,7 @@ impl Directory {
 
 mod invariants;
 mod kept;
+mod listing;
 mod moves;
 mod peers;
 

@@ -337,6 +337,8 @@ impl Driver {
                 store.announce();
             }
             Output::Lost(session) => {
+                // Who asks for the next one while holding this one may wait for itself.
+                drop(self.permits.remove(&session));
                 let session = session.as_str();
                 store.lock().stands(session, self.id, Standing::Lost);
                 store.announce();

@@ -180,9 +180,11 @@ impl Search {
                         let _quiet = tokio::time::timeout(ASK_AGAIN, pool_changes).await;
                         continue;
                     }
-                    let permit = self.shared.pacer.admit(&owner).await;
+                    let Some(permit) = self.admit(&owner).await else {
+                        continue;
+                    };
                     if let Some(found) = self.claim_again(&owner, PlacementReason::Owner).await {
-                        let outcome = Ok(found);
+                        let (outcome, permit) = (Ok(found), Some(permit));
                         return Found { outcome, permit };
                     }
                     drop(permit);
@@ -194,9 +196,11 @@ impl Search {
                         pool_changes.await;
                         continue;
                     };
-                    let permit = self.shared.pacer.admit(&to).await;
+                    let Some(permit) = self.admit(&to).await else {
+                        continue;
+                    };
                     if let Some(found) = self.claim_again(&to, reason).await {
-                        let outcome = Ok(found);
+                        let (outcome, permit) = (Ok(found), Some(permit));
                         return Found { outcome, permit };
                     }
                     drop(permit);
@@ -209,10 +213,14 @@ impl Search {
                         pool_changes.await;
                         continue;
                     };
+                    // First the place, then the owner: nobody is given to a backend that falls
+                    // silent while he waits.
+                    let Some(permit) = self.admit(&to).await else {
+                        continue;
+                    };
                     let (session, store) = (&self.session, &self.shared.store);
                     let moved = store.reown(session, &from, &to, self.connection).await;
                     if moved == Ok(Claim::Granted) {
-                        let permit = self.shared.pacer.admit(&to).await;
                         let found = Located {
                             backend: to,
                             reason,
@@ -221,9 +229,10 @@ impl Search {
                         };
                         return Found {
                             outcome: Ok(found),
-                            permit,
+                            permit: Some(permit),
                         };
                     }
+                    drop(permit);
                     // It may be heard there by a client of another process.
                     let change = changes.changed();
                     let _late = tokio::time::timeout(ASK_AGAIN, change).await;
@@ -242,6 +251,22 @@ impl Search {
                     let all = usable.map(|b| b.name.clone()).collect();
                     return search.run(Next::Ask(all)).await;
                 }
+            }
+        }
+    }
+
+    /// Waits for a place at `backend`; none if it cannot be used any more by then.
+    async fn admit(&self, backend: &BackendName) -> Option<Permit> {
+        let mut admitted = std::pin::pin!(self.shared.pacer.admit(backend));
+        loop {
+            let snapshot = self.shared.pool.snapshot();
+            if !snapshot.get(backend).is_some_and(Backend::is_usable) {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.pool.changed(snapshot.generation) => {}
+                permit = &mut admitted => return permit,
             }
         }
     }

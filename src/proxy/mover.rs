@@ -205,7 +205,14 @@ impl Move {
             .await;
         match answer {
             // It answers `{}` whatever it knows of the session.
-            Answer::Result(_) | Answer::Error(_) | Answer::Gone => {
+            Answer::Result(_) | Answer::Error(_) => {
+                ended.closed();
+                Tried::Done
+            }
+            Answer::Gone => {
+                let mut directory = self.shared.store.lock();
+                directory.left_behind(&self.session, &self.backend);
+                drop(directory);
                 ended.closed();
                 Tried::Done
             }

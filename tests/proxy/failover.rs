@@ -97,6 +97,40 @@ async fn a_stopped_server_loses_its_sessions_and_is_cleaned_before_it_is_used() 
     .await;
 }
 
+/// Sessions that were given to a server which hangs before it has opened them go on to the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_while_it_takes_sessions_over_keeps_none() {
+    bounded(60, async {
+        let rig = rig(3, |conf| {
+            conf.text("failover.hang_timeout", "500ms")
+                .text("routing.home_wait", "15s")
+        })
+        .await;
+        let mut clients = Vec::new();
+        for n in 0..60 {
+            let client = rig.client().await;
+            let id = format!("s-{n}");
+            client.create(&id).await;
+            client.turn(&id, "first").await;
+            clients.push((client, id));
+        }
+        rig.sims.get("s2").pause();
+        rig.sims.get("s1").kill();
+        let mut calls = Vec::new();
+        for (client, id) in &clients {
+            let params = json!({ "sessionId": id });
+            calls.push(client.begin("session.mode.get", params).await);
+        }
+        for call in calls {
+            assert_eq!(call.answer().await.unwrap(), "interactive");
+        }
+        for (_, id) in &clients {
+            assert!(rig.sims.get("s3").open_sessions().contains(id), "{id}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_session_without_a_turn_is_created_again_and_a_deleted_one_is_not() {
     bounded(60, async {
@@ -114,6 +148,8 @@ async fn a_session_without_a_turn_is_created_again_and_a_deleted_one_is_not() {
         client.call("session.delete", params).await.unwrap();
         rig.sims.get("s1").kill();
         for id in &fresh {
+            // A send that meets the dying server may have been executed; a question is repeated.
+            client.mode(id).await.unwrap();
             client.turn(id, "first").await;
             assert_eq!(rig.sims.owner(id).as_deref(), Some("s2"));
         }

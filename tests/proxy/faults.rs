@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use taxiway::sim::Misbehaviour;
 
-use crate::rig::{Broken, Conf, Disks, Rig, Sims, Spoil, Taxiway, bounded, event, id_placed_on};
+use crate::rig::{
+    Broken, Conf, Disks, Rig, Sims, Spoil, Taxiway, bounded, event, id_placed_on, until,
+};
 
 /// What "at once" may take on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -42,10 +44,7 @@ async fn call_is_lost(rig: &Rig, spoil: impl FnOnce(), reason: &str) {
     spoil();
     let began = Instant::now();
     let params = json!({ "sessionId": bad });
-    let lost = client
-        .call("session.abort", params)
-        .await
-        .unwrap_err();
+    let lost = client.call("session.abort", params).await.unwrap_err();
     let took = began.elapsed();
     assert_eq!(lost.code, -32011, "{lost:?}");
     assert_eq!(lost.data["code"], "BACKEND_LOST");
@@ -132,10 +131,7 @@ async fn bytes_that_are_no_message() {
             client.create(&bad).await;
             broken.spoil("\"success\":", Spoil::Bytes(bytes));
             let params = json!({ "sessionId": bad });
-            let lost = client
-                .call("session.abort", params)
-                .await
-                .unwrap_err();
+            let lost = client.call("session.abort", params).await.unwrap_err();
             let shown = String::from_utf8_lossy(bytes);
             assert_eq!(lost.code, -32011, "{shown}: {lost:?}");
             // It is out, and comes back, before the next one.
@@ -262,6 +258,40 @@ async fn the_end_of_one_connection() {
         client.turn(&id, "two").await;
         let scrape = rig.admin().scrape().await;
         assert_eq!(scrape.sum("taxiway_backend_ejections_total"), 0.0);
+    })
+    .await;
+}
+
+/// Sessions that are being opened again when their connection breaks once more ask anew, and do not
+/// wait for the places that they hold themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_while_sessions_are_opened_again_stops_nobody() {
+    bounded(60, async {
+        let (mut rig, broken) = broken_rig(|conf| conf).await;
+        let client = rig.client().await;
+        let mut ids = Vec::new();
+        for n in 0..12 {
+            let id = id_placed_on(rig.admin(), "s1", &format!("again-{n}")).await;
+            client.create(&id).await;
+            client.turn(&id, "first").await;
+            ids.push(id);
+        }
+        let home = rig.sims.home("s1").clone();
+        until("on disk", async || {
+            let listed = home.sessions().len();
+            if listed == ids.len() {
+                Ok(())
+            } else {
+                Err(listed)
+            }
+        })
+        .await;
+        broken.spoil("workspacePath", Spoil::Close);
+        rig.sims.restart("s1").await;
+        for id in &ids {
+            assert_eq!(client.mode(id).await.unwrap(), "interactive");
+        }
+        assert!(!broken.is_armed(), "it has broken");
     })
     .await;
 }

@@ -117,6 +117,14 @@ impl Directory {
         self.touch(session);
     }
 
+    /// The connections of `backend` ended before it said that it has closed `session`, which is
+    /// taken to be closed: if it lives after all, it must close it before it is used again.
+    pub fn left_behind(&mut self, session: &SessionId, backend: &BackendName) {
+        if self.mode == Mode::SharedStorage {
+            self.note_moved(backend, session);
+        }
+    }
+
     pub(super) fn change_owner(
         &mut self,
         session: &SessionId,

@@ -307,3 +307,36 @@ fn what_may_be_open_at_a_backend_that_is_lost_is_closed_there_before_it_is_used(
     d.backend_gone(&b(1));
     assert_eq!(d.moved_from(&b(1)), []);
 }
+
+#[test]
+fn what_was_taken_to_be_closed_is_closed_when_the_backend_comes_back() {
+    let now = Instant::now();
+    for (mode, left) in [(Mode::SharedStorage, vec![s(1)]), (Mode::Sticky, vec![])] {
+        let mut d = Directory::new(mode, 100);
+        d.claim(now, &s(1), &b(1), ConnectionId(1));
+        d.stands("s1", ConnectionId(1), Standing::Lost);
+        assert!(d.begin_move("s1", &b(1)));
+        d.left_behind(&s(1), &b(1));
+        d.end_move(&s(1), true);
+        assert_eq!(d.moved_from(&b(1)), left, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_former_owner_that_is_no_part_of_the_pool_stops_nobody() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    for (n, owner) in [(1, b(1)), (2, b(2))] {
+        let saved = Saved {
+            owner: Some(owner),
+            has_history: true,
+            ..Saved::default()
+        };
+        d.restore(now, &s(n), saved);
+    }
+    d.forget_backends(|name| *name == b(2));
+    assert_eq!(d.known(now, "s1").maybe_open_at, None);
+    assert!(d.known(now, "s1").has_history);
+    assert_eq!(d.known(now, "s2").maybe_open_at, Some(b(2)));
+    d.check_invariants();
+}

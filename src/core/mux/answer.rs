@@ -66,3 +66,12 @@ pub(super) fn write_number(mut n: u64, digits: &mut [u8; 20]) -> &[u8] {
         }
     }
 }
+
+/// What a server answers to everything once it was told to end (PROTOCOL §4).
+pub(super) fn is_shutting_down(head: &Head, body: &[u8]) -> bool {
+    head.error.is_some_and(|error| {
+        let error = error.of(body);
+        let finds = |words: &[u8]| memchr::memmem::find(error, words).is_some();
+        finds(b"-32000") && finds(b"SERVER_SHUTTING_DOWN")
+    })
+}

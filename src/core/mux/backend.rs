@@ -7,8 +7,8 @@ use super::{
     Asker, Context, MAX_BACKEND_REQUESTS, Mux, Output,
     again::RetriedCall,
     answer::{
-        is_not_found, is_null_id_error, result_session, says_failure, says_not_found, says_success,
-        write_number,
+        is_not_found, is_null_id_error, is_shutting_down, result_session, says_failure,
+        says_not_found, says_success, write_number,
     },
     calls::{Call, Place},
     client::{Frame, swap_id},
@@ -427,6 +427,13 @@ impl Mux {
             }
             return false;
         }
+        if !succeeded && is_shutting_down(head, body) {
+            // It does nothing any more, and will be gone in a moment: better to leave at once than to
+            // have each call refused, above all those that a turn waits for.
+            self.outputs.push_back(Output::CloseUpstream { slot });
+            self.handle_upstream_dropped(cx, slot, "the backend is shutting down", out);
+            return false;
+        }
         if self.calls.get(&id).and_then(Call::at) != Some(slot) {
             if let Some(own) = self.take_own(slot, &id) {
                 let session = self.entries.get(own.key).map(|entry| entry.id.clone());
@@ -526,6 +533,7 @@ impl Mux {
             }
             (Class::Detach, Some(_)) => {
                 if let Some(key) = self.key_at(call, slot) {
+                    self.abort_orphan(cx, key, slot, out);
                     self.detached(cx, key);
                     self.settle_entry(key);
                 }

@@ -168,26 +168,27 @@ impl Mux {
             Effect::Answer => {
                 let answered = call.copy.as_ref().and_then(|body| request_of(body));
                 let Some(answered) = answered else { return };
-                if answer.succeeded {
-                    entry.asked.retain(|asked| asked.id != answered);
-                    let params = call.copy.as_ref().and_then(|body| params_of(body));
-                    if let (Some(params), Some(_)) = (params, &entry.turn) {
-                        if entry.answers.len() >= REPEATS {
-                            entry.answers.remove(0);
-                        }
-                        entry.answers.push(Repeat {
-                            method: call.method.as_str().into(),
-                            params: params.into(),
-                            handle: None,
-                        });
+                // A server that is about to end wants it no more, the next one may: whatever it
+                // said, the client will not answer again.
+                entry.asked.retain(|asked| asked.id != answered);
+                let params = call.copy.as_ref().and_then(|body| params_of(body));
+                if let (Some(params), Some(_)) = (params, &entry.turn) {
+                    if entry.answers.len() >= REPEATS {
+                        entry.answers.remove(0);
                     }
-                } else if let Some(turn) = &mut entry.turn
-                    && let Some(backend) = turn.survived.take()
-                {
+                    entry.answers.push(Repeat {
+                        method: call.method.as_str().into(),
+                        params: params.into(),
+                        handle: None,
+                    });
+                }
+                let waits = !entry.asked.is_empty();
+                let survivor = entry.turn.as_mut().filter(|_| !answer.succeeded && !waits);
+                if let Some(backend) = survivor.and_then(|turn| turn.survived.take()) {
                     // It was not on disk when its process died: nothing waits for it any more.
-                    entry.asked.retain(|asked| asked.id != answered);
                     let cause = LostBy::Backend(backend);
                     self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
+                    self.abort_rest(cx, key, out);
                 }
             }
         }

@@ -246,14 +246,37 @@ impl Mux {
 
     /// The turn waits for a tool that only this client has.
     fn waits_for_own_tool(&self, key: usize) -> bool {
+        let parked = self.entries[key].parked.as_ref();
+        parked.is_some_and(|parked| self.waits_for_tool_of(key, &parked.tools))
+    }
+
+    fn waits_for_tool_of(&self, key: usize, tools: &[String]) -> bool {
         let entry = &self.entries[key];
-        let Some(parked) = entry.parked.as_ref().filter(|_| entry.turn.is_some()) else {
-            return false;
-        };
         let asked = entry.asked.iter().filter_map(|asked| asked.event.as_ref());
-        asked
-            .filter_map(|event| tool_of(event))
-            .any(|tool| parked.tools.contains(&tool))
+        entry.turn.is_some()
+            && asked
+                .filter_map(|event| tool_of(event))
+                .any(|tool| tools.contains(&tool))
+    }
+
+    /// The client has detached from a session that others may hold. If its turn waits for a tool of
+    /// this client, nobody is left to answer: it would stand for ever (DESIGN §5).
+    pub(super) fn abort_orphan(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        slot: SlotId,
+        out: &mut Outbox,
+    ) {
+        if self.entries[key].asked.is_empty() {
+            return;
+        }
+        let tools = self.own_tools(key);
+        if self.waits_for_tool_of(key, &tools) {
+            let params = reply::session_params(self.entries[key].id.as_str());
+            let errand = Errand::Nobodys;
+            self.call_own(cx, key, slot, errand, "session.abort", &params, out);
+        }
     }
 
     // Leaving.

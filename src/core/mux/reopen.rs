@@ -122,7 +122,8 @@ impl Mux {
         self.forget_question(key);
         let entry = &self.entries[key];
         let since = entry.reopening.as_ref().map_or(cx.now, |r| r.since);
-        let abort = turn_lost || entry.reopening.as_ref().is_some_and(|r| r.abort);
+        let abort =
+            turn_lost || entry.owes_abort || entry.reopening.as_ref().is_some_and(|r| r.abort);
         let failures = entry.reopening.as_ref().map_or(0, |r| r.failures);
         let reopening = Reopening {
             since,
@@ -413,7 +414,10 @@ impl Mux {
             | Errand::Leave
             | Errand::Nobodys => {}
             Errand::Resume | Errand::Create => self.pause(cx, key, out),
-            Errand::Abort => self.next_errand(cx, key, out),
+            Errand::Abort => {
+                self.entries[key].owes_abort = false;
+                self.next_errand(cx, key, out);
+            }
             Errand::Repeat => {
                 let at = reopening.repeated;
                 reopening.repeated += 1;
@@ -469,6 +473,21 @@ impl Mux {
             self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
             self.entries[key].turn = None;
         }
+    }
+
+    /// The client was told that its turn is over: nothing of it may go on, here or in the process
+    /// that opens the session next.
+    pub(super) fn abort_rest(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &mut self.entries[key];
+        entry.turn = None;
+        entry.forget_asked();
+        entry.owes_abort = true;
+        let Some(slot) = entry.slot.filter(|_| entry.attached) else {
+            return;
+        };
+        let params = reply::session_params(entry.id.as_str());
+        let errand = Errand::Nobodys;
+        self.call_own(cx, key, slot, errand, "session.abort", &params, out);
     }
 
     /// It is open again: what waited goes on.

@@ -152,6 +152,8 @@ pub(super) struct Entry {
     pub(super) asked: Vec<Asked>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
+    /// Its turn was told as lost, and may not be over at its backend.
+    pub(super) owes_abort: bool,
     /// When `shown` was.
     pub(super) shown_at: Option<Instant>,
     /// Its client has left in a turn.
@@ -184,6 +186,7 @@ impl Entry {
             reopening: None,
             asked: Vec::new(),
             answers: Vec::new(),
+            owes_abort: false,
             shown_at: None,
             parked: None,
             taking: None,

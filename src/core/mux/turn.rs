@@ -228,6 +228,7 @@ impl Mux {
             }
             b"session.idle" => {
                 self.count_event(cx.now, key, body.len());
+                self.entries[key].owes_abort = false;
                 let aborted = memchr::memmem::find(body, br#""aborted":true"#).is_some();
                 if let Some(taking) = &mut self.entries[key].taking {
                     taking.ended = Some((aborted, event_mark(body)));

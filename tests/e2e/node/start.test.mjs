@@ -115,6 +115,13 @@ test("no config: three real CLIs, a client works, SIGTERM leaves nothing", { tim
       const now = processesOf(root).filter(isCli);
       return now.length >= 3 && !now.some(({ pid }) => pid === native[0].pid);
     }, 30_000, 100);
+    // Its sessions are opened again when it is up; until then stop() would wait to detach them.
+    await poll("three CLIs up again", async () => {
+      const up = await Promise.all([1, 2, 3].map((n) =>
+        metric(ADMIN, `taxiway_backend_up{backend="managed-${n}"}`)));
+      return up.every((value) => value === 1);
+    }, 40_000, 100);
+    await ask(sessions.at(-1), "[[say again]]");
     await stopped(client);
 
     taxiway.kill("SIGTERM");

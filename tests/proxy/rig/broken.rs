@@ -65,6 +65,11 @@ impl Broken {
     pub(crate) fn spoil(&self, needle: &str, how: Spoil) {
         *self.order.lock().unwrap() = Some((needle.to_owned(), how));
     }
+
+    /// Whether that has not happened yet.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.order.lock().unwrap().is_some()
+    }
 }
 
 async fn relay(client: TcpStream, server: TcpStream, order: Order) {

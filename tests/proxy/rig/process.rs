@@ -119,7 +119,9 @@ impl Taxiway {
     pub(crate) fn spawn_successor(conf: Conf) -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("taxiway.toml"), conf.render()).unwrap();
-        let child = Self::command(folder.path(), &["--upgrade"]).spawn().unwrap();
+        let child = Self::command(folder.path(), &["--upgrade"])
+            .spawn()
+            .unwrap();
         Self {
             admin: Admin::new(conf.address("admin")),
             conf,

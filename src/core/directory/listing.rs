@@ -1,0 +1,28 @@
+//! The table in pages, for operators.
+
+use std::time::Instant;
+
+use super::{Directory, Known};
+use crate::core::id::SessionId;
+
+impl Directory {
+    /// Sessions after `after` in id order, at most `limit`, for the admin API.
+    pub fn page(
+        &self,
+        now: Instant,
+        after: Option<&str>,
+        limit: usize,
+        keep: &dyn Fn(&SessionId, &Known) -> bool,
+    ) -> Vec<(SessionId, Known)> {
+        let mut rows: Vec<_> = self
+            .sessions
+            .keys()
+            .filter(|id| after.is_none_or(|a| id.as_str() > a))
+            .map(|id| (id.clone(), self.known(now, id.as_str())))
+            .filter(|(id, known)| keep(id, known))
+            .collect();
+        rows.sort_by(|a, b| a.0.cmp(&b.0));
+        rows.truncate(limit);
+        rows
+    }
+}
