@@ -70,7 +70,6 @@ impl PoolSink for News {
     }
 
     fn given_up(&self, backend: &BackendName) {
-        self.store.lock().backend_released(backend);
         self.hub.publish(&Message::BackendReleased(backend.clone()));
     }
 
@@ -130,8 +129,17 @@ impl PoolSink for News {
             sessions: 0,
         } = &event
         {
-            self.store.lock().backend_gone(backend);
+            let mut directory = self.store.lock();
+            directory.backend_gone(backend);
+            directory.backend_returned(backend);
+            drop(directory);
             self.observer.metrics().forget_backend(backend);
+        }
+        if let Event::BackendReleased { backend, .. } = &event {
+            self.store.lock().backend_released(backend);
+        }
+        if let Event::BackendReturned { backend, .. } = &event {
+            self.store.lock().backend_returned(backend);
         }
         self.observer.record(&event);
     }

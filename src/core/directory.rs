@@ -174,7 +174,8 @@ pub struct Directory {
     /// How many sessions each backend is home to.
     homes: HashMap<BackendName, usize, RandomState>,
     evicted: u64,
-    /// Backends that are not heard at present, and those of them that were given up.
+    /// Backends that are not heard at present; and those whose sessions may be opened elsewhere,
+    /// until they have closed what was.
     silent: HashSet<BackendName, RandomState>,
     released: HashSet<BackendName, RandomState>,
     /// Who was left lately, oldest first.
@@ -467,7 +468,6 @@ impl Directory {
     /// `backend` is heard again.
     pub fn backend_back(&mut self, backend: &BackendName) {
         self.silent.remove(backend);
-        self.released.remove(backend);
     }
 
     /// The connections of `backend` are gone, and so its process is taken to be: nothing is open
@@ -475,7 +475,6 @@ impl Directory {
     /// may open now: a stopped process whose connections were reset has not heard who has left.
     pub fn backend_gone(&mut self, backend: &BackendName) {
         self.silent.remove(backend);
-        self.released.remove(backend);
         let (left, others): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.left)
             .into_iter()
             .partition(|(_, _, left)| left == backend);

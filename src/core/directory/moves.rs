@@ -182,14 +182,20 @@ impl Directory {
         }
     }
 
-    /// `backend` is silent and given up: what it may have open may be opened elsewhere, once it is
-    /// noted that it must close it when it comes back.
+    /// What `backend` may have open may be opened elsewhere from now on: it is gone, or silent and
+    /// given up. Whoever left it unheard, or leaves it until [`Directory::backend_returned`], leaves
+    /// something that it must close when it comes back: its network may only have been cut.
     pub fn backend_released(&mut self, backend: &BackendName) {
         self.released.insert(backend.clone());
         for session in self.forget_maybe_open(backend) {
             self.note_moved(backend, &session);
             self.touch(&session);
         }
+    }
+
+    /// It has closed what was moved, and is used again; or it is not in the pool any more.
+    pub fn backend_returned(&mut self, backend: &BackendName) {
+        self.released.remove(backend);
     }
 
     pub(super) fn note_moved(&mut self, from: &BackendName, session: &SessionId) {

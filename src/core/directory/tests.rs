@@ -309,6 +309,26 @@ fn what_may_be_open_at_a_backend_that_is_lost_is_closed_there_before_it_is_used(
 }
 
 #[test]
+fn who_leaves_a_backend_that_is_gone_is_closed_there_before_it_is_used() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    for n in 1..=3 {
+        d.claim(now, &s(n), &b(1), ConnectionId(1));
+    }
+    d.backend_gone(&b(1));
+    d.backend_released(&b(1));
+    d.release(now, "s1", ConnectionId(1));
+    // That it answers again does not say that it has heard who left.
+    d.backend_back(&b(1));
+    d.release(now, "s2", ConnectionId(1));
+    assert_eq!(d.moved_from(&b(1)), [s(1), s(2)]);
+    d.cleaned(&b(1), &[s(1), s(2)]);
+    d.backend_returned(&b(1));
+    d.release(now, "s3", ConnectionId(1));
+    assert_eq!(d.moved_from(&b(1)), [], "it hears this one");
+}
+
+#[test]
 fn what_was_taken_to_be_closed_is_closed_when_the_backend_comes_back() {
     let now = Instant::now();
     for (mode, left) in [(Mode::SharedStorage, vec![s(1)]), (Mode::Sticky, vec![])] {

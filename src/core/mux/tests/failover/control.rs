@@ -87,11 +87,17 @@ impl World {
             return;
         }
         let came_up = health == Health::Up && backend.health != Health::Up;
+        let was_released = backend.released;
         backend.health = health;
         backend.released = released;
         snapshot.generation += 1;
         self.snapshot = Arc::new(snapshot);
         self.note(|| format!("pool: {name} is {health:?}, released: {released}"));
+        if released && !was_released {
+            self.directory.backend_released(&name);
+        } else if was_released && !released {
+            self.directory.backend_returned(&name);
+        }
         if came_up {
             self.directory.backend_back(&name);
             self.mail_all(&Mail::Back(name));
@@ -275,7 +281,6 @@ impl World {
         let shared = self.snapshot.mode == Mode::SharedStorage;
         if shared && !released && silent >= HANG_TIMEOUT {
             self.publish(server, Health::Down, true);
-            self.directory.backend_released(&name);
             self.mail_all(&Mail::Released(name));
         }
     }
