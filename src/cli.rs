@@ -409,7 +409,7 @@ fn place(config: &Config, session: &str) -> Option<String> {
         return Some("the least loaded backend when it is opened".to_owned());
     }
     let key = match config.routing.key {
-        config::Key::User => config.identity.user_of(session).unwrap_or(session),
+        config::Key::User => config.identity.access.user_of(session).unwrap_or(session),
         config::Key::Session => session,
     };
     let pool = app::idle_pool(config);

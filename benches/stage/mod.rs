@@ -77,6 +77,7 @@ impl Stage {
             detach_grace: Some(Duration::from_secs(30)),
             turn_stall: None,
             ends_stalled: false,
+            access: Arc::default(),
         };
         let backend = Backend {
             name: "cli-1".into(),

@@ -166,14 +166,14 @@ impl Backstage for Stagehand {
                 && filter
                     .user
                     .as_deref()
-                    .is_none_or(|u| rules.user_of(id.as_str()) == Some(u))
+                    .is_none_or(|u| rules.mux.access.user_of(id.as_str()) == Some(u))
         });
         let more = rows.len() > limit;
         let items: Vec<SessionView> = rows
             .into_iter()
             .take(limit)
             .map(|(id, known)| SessionView {
-                user: rules.user_of(id.as_str()).map(str::to_owned),
+                user: rules.mux.access.user_of(id.as_str()).map(str::to_owned),
                 backend: known
                     .owner
                     .as_ref()
@@ -197,7 +197,7 @@ impl Backstage for Stagehand {
         let rules = self.rules.load();
         let snapshot = self.pool.current();
         let known = self.store.known(session);
-        let user = rules.user_of(session);
+        let user = rules.mux.access.user_of(session);
         let key = rules.key_of(session);
         let next = match locate::first(locate::Purpose::Resume, &known, &snapshot) {
             Step::Go(to) => format!("goes to backend {}", to.backend),

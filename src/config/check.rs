@@ -7,6 +7,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     diagnostic::Report,
     raw::{Raw, Table},
 };
-use crate::core::snapshot::Mode;
+use crate::core::{access::Access, snapshot::Mode};
 
 mod failover;
 mod pool;
@@ -50,7 +51,10 @@ pub(super) fn check(
         admin: check.admin(),
         routing: check.routing(),
         identity: Identity {
-            session_id_user: raw.table("identity").pattern("session_id_user"),
+            access: Arc::new(Access {
+                session_id_user: raw.table("identity").pattern("session_id_user"),
+                ..Access::default()
+            }),
         },
         sessions: check.sessions(),
         health: check.health(),

@@ -152,7 +152,7 @@ fn sessions(request: &Request, config: &Config, place: Place<'_>) -> Vec<Value> 
     let row = |id: &String| {
         json!({
             "id": id,
-            "user": config.identity.user_of(id),
+            "user": config.identity.access.user_of(id),
             "placement": place(config, id),
         })
     };

@@ -4,10 +4,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use regex::Regex;
-
 pub use crate::core::event::{Identities, LogFormat};
 use crate::core::{
+    access::Access,
     id::{BackendName, Secret},
     snapshot::{AdminState, Mode},
 };
@@ -106,8 +105,8 @@ pub struct Routing {
 /// `[identity]`
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Reads the user out of a session id: a regex with a group named `user`.
-    pub session_id_user: Option<Regex>,
+    /// Who may see and use which session.
+    pub access: Arc<Access>,
 }
 
 /// `sessions.create_existing`: `session.create` on the id of a closed session with history.
@@ -361,18 +360,6 @@ impl Config {
 /// `HOME` is set in `environment`.
 pub fn state_file(name: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     Some(check::default_state_dir(environment)?.join(name))
-}
-
-impl Identity {
-    /// The user that the id of a session names; none if it names none, or nobody is asked for.
-    pub fn user_of<'a>(&self, session_id: &'a str) -> Option<&'a str> {
-        let user = self
-            .session_id_user
-            .as_ref()?
-            .captures(session_id)?
-            .name("user")?;
-        Some(user.as_str()).filter(|user| !user.is_empty())
-    }
 }
 
 /// Why a backend of the command line is not one.

@@ -413,12 +413,19 @@ fn users_are_read_out_of_session_ids() {
         "[identity]\nsession_id_user = '^user-(?<user>.+?)--'\n{MINIMAL}"
     ))
     .identity;
-    assert_eq!(identity.user_of("user-alice--task"), Some("alice"));
-    assert_eq!(identity.user_of("user-alice-b--task--2"), Some("alice-b"));
-    assert_eq!(identity.user_of("other"), None);
-    assert_eq!(good(MINIMAL).identity.user_of("user-alice--task"), None);
-    let may_be_empty = Identity {
-        session_id_user: Some(Regex::new("^u(?<user>.*)-").unwrap()),
+    assert_eq!(identity.access.user_of("user-alice--task"), Some("alice"));
+    assert_eq!(
+        identity.access.user_of("user-alice-b--task--2"),
+        Some("alice-b")
+    );
+    assert_eq!(identity.access.user_of("other"), None);
+    assert_eq!(
+        good(MINIMAL).identity.access.user_of("user-alice--task"),
+        None
+    );
+    let may_be_empty = Access {
+        session_id_user: Some(regex::Regex::new("^u(?<user>.*)-").unwrap()),
+        ..Default::default()
     };
     assert_eq!(may_be_empty.user_of("u-1"), None);
 }

@@ -70,7 +70,7 @@ pub fn redacted(config: &Config) -> Value {
             "home_wait": show_duration(routing.home_wait),
         },
         "identity": {
-            "session_id_user": identity.session_id_user.as_ref().map(regex::Regex::as_str),
+            "session_id_user": identity.access.session_id_user.as_ref().map(regex::Regex::as_str),
         },
         "sessions": {
             "create_existing": match sessions.create_existing {

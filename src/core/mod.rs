@@ -1,5 +1,6 @@
 //! Pure rules: no tokio, socket, clock, unseeded randomness, lock, log or global in here.
 
+pub mod access;
 pub mod aggregate;
 pub mod balance;
 pub mod connect;
@@ -7,6 +8,7 @@ pub mod directory;
 pub mod event;
 pub mod frame;
 pub mod id;
+pub mod identity;
 pub mod idmap;
 pub mod locate;
 pub mod mux;

@@ -38,6 +38,7 @@ use crate::{
         event::{Event, PlacementReason},
         id::{BackendName, ConnectionId, SessionId},
         mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
+        reply::ProxyError,
         snapshot::Snapshot,
     },
     observe::BackendMetrics,
@@ -305,6 +306,12 @@ impl Driver {
         match output {
             Output::Connect { slot, backend } => self.connect(slot, &backend),
             Output::CloseUpstream { slot } => self.drop_upstream(slot),
+            Output::Authenticate { ticket, .. } => {
+                // Nobody is asked for a token yet, so nobody has one that is right.
+                let answer = Err(ProxyError::AuthenticationFailed);
+                self.mux
+                    .handle_authenticated(cx, ticket, answer, &mut self.out);
+            }
             Output::Locate(question) => {
                 let (ticket, attaches) = (question.ticket, question.purpose.attaches());
                 match locator::locate(&self.shared, &self.rules, self.id, &question) {
@@ -374,6 +381,8 @@ impl Driver {
                 if reports {
                     record.user = self
                         .rules
+                        .mux
+                        .access
                         .user_of(record.session.as_str())
                         .map(Arc::<str>::from);
                     observer.record(&Event::Turn(record));

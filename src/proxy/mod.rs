@@ -57,8 +57,6 @@ pub struct Rules {
     pub policy: Policy,
     /// Sticky placement hashes the user, where a session's id tells one.
     pub key_is_user: bool,
-    /// Reads the user out of a session's id.
-    pub session_id_user: Option<regex::Regex>,
     /// Route each session by itself, or a whole connection by its first key.
     pub by_connection: bool,
     /// How long questions to several backends wait for a silent one.
@@ -74,19 +72,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The user that a session's id names.
-    pub fn user_of<'a>(&self, session: &'a str) -> Option<&'a str> {
-        let user = self
-            .session_id_user
-            .as_ref()?
-            .captures(session)?
-            .name("user")?;
-        Some(user.as_str())
-    }
-
     /// What sticky placement hashes for this session.
     pub fn key_of<'a>(&self, session: &'a str) -> &'a str {
-        let user = self.key_is_user.then(|| self.user_of(session)).flatten();
+        let user = self
+            .key_is_user
+            .then(|| self.mux.access.user_of(session))
+            .flatten();
         locate::routing_key(user, session)
     }
 }

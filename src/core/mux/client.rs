@@ -2,21 +2,18 @@
 
 use std::{ops::Range, time::Duration};
 
-use serde_json::value::RawValue;
-
 use super::{
-    Asker, Context, Life, Mux, Output, Serve, Served, Service,
+    Asker, Context, Mux, Output, Serve, Served, Service,
     calls::Place,
+    gate::Asked,
     outbox::{Dest, Outbox},
     place::Question,
 };
 use crate::core::{
-    connect,
     event::{CallOutcome, ClosedBy, Direction, FrameKind},
     frame::{Cut, FrameError},
     id::SessionId,
     idmap::RequestId,
-    locate::Refusal,
     reply::{self, ProxyError},
     route::{self, Class},
     scan::{self, Head, Kind, Text},
@@ -54,11 +51,10 @@ impl Mux {
     /// is not complete and comes again, with more behind it.
     pub fn handle_client(&mut self, cx: &Context<'_>, input: &[u8], out: &mut Outbox) -> usize {
         let mut done = 0;
-        while self.is_heard() {
+        while self.is_heard() && !self.is_judged() {
             match self.cutter.cut(&input[done..]) {
                 Ok(Cut::Frame { header, body }) => {
-                    self.greeted = true;
-                    self.partial_since = None;
+                    self.note_frame(cx);
                     let (header, body) = (
                         done + header.start..done + header.end,
                         done + body.start..done + body.end,
@@ -180,52 +176,16 @@ impl Mux {
         let session = session_of(class, head).map(|text| text.get(body));
         // Anything else goes to any backend, which refuses it in its own words.
         let named = session.as_deref().filter(|text| is_session_id(text));
-        // These are answered at once.
-        let waits = !matches!(class, Class::Ping | Class::Connect);
-
-        let taken = self.calls.contains(&call)
-            || self.upstreams.owe(&call)
-            || self.own.iter().any(|own| own.id == call);
-        let refusal = if taken {
-            Some(ProxyError::duplicate_id(token))
-        } else if waits && self.calls.len() + self.upstreams.given_up() >= cx.settings.calls {
-            self.limit_hit("limits.calls_per_connection");
-            let value = cx.settings.calls as u64;
-            Some(ProxyError::LimitExceeded {
-                limit: "limits.calls_per_connection",
-                value,
-            })
-        } else if waits && call.heap_bytes() > 0 && !self.may_hold(call.heap_bytes(), cx.settings) {
-            Some(self.too_much_held(cx.settings))
-        } else if let Class::Denied(reason) = class {
-            Some(ProxyError::MethodDenied {
-                method: method.to_string(),
-                reason,
-            })
-        } else if class == Class::Open && named.is_none() && wants_last(head, body) {
-            Some(ProxyError::MethodDenied {
-                method: method.to_string(),
-                reason: "which session was last is known to no single server, and the one that \
-                         opened it by itself might open what another has open: ask \
-                         session.getLastId, then open that id with kind resume",
-            })
-        } else if self.life == Life::Draining && starts_work(class) {
-            Some(ProxyError::Draining)
-        } else if matches!(class, Class::Create | Class::Resume | Class::Open)
-            && !named
-                .and_then(|s| self.by_session.get(s))
-                .is_some_and(|key| self.entries[*key].has_place())
-            && !self.has_room(cx.settings.sessions)
-        {
-            self.limit_hit("limits.sessions_per_connection");
-            let value = cx.settings.sessions as u64;
-            Some(ProxyError::LimitExceeded {
-                limit: "limits.sessions_per_connection",
-                value,
-            })
-        } else {
-            None
+        let asked = Asked {
+            class,
+            method: &method,
+            call: &call,
+            token,
+            named,
+            head,
+            body,
         };
+        let refusal = self.refusal(cx, &asked);
         if let Some(error) = refusal {
             self.refuse(
                 token,
@@ -246,7 +206,7 @@ impl Mux {
                     .add(Direction::BackendToClient, FrameKind::Response, size);
                 self.answered_here(class, CallOutcome::Ok);
             }
-            Class::Connect => self.handle_connect(cx, head, body, token, out),
+            Class::Connect => self.handle_connect(cx, head, body, call, out),
             Class::Aggregate(kind) => {
                 self.serve(cx, head, &frame, call, class, Service::Aggregate(kind))
             }
@@ -309,41 +269,7 @@ impl Mux {
         self.answered_here(Class::Detach, CallOutcome::Ok);
     }
 
-    /// The client's own handshake ends here; its options are replayed to each backend.
-    fn handle_connect(
-        &mut self,
-        cx: &Context<'_>,
-        head: &Head,
-        body: &[u8],
-        token: &[u8],
-        out: &mut Outbox,
-    ) {
-        let params = head
-            .params
-            .and_then(|p| serde_json::from_slice::<&RawValue>(p.of(body)).ok());
-        let facts = connect::Facts::of(cx.snapshot).ok_or(ProxyError::NotLocated {
-            session: None,
-            why: Refusal::NoBackend,
-        });
-        let accepted = connect::parse(params)
-            .without_tokens()
-            .and_then(|options| facts.map(|facts| (connect::answer(&options, &facts), options)));
-        match accepted {
-            Ok((answer, options)) => {
-                self.connect = options;
-                let size = out.write(Dest::Client, |b| reply::result(b, token, &answer));
-                self.tally
-                    .add(Direction::BackendToClient, FrameKind::Response, size);
-                self.answered_here(Class::Connect, CallOutcome::Ok);
-            }
-            Err(error) => {
-                self.refuse(token, "connect", None, &error, out);
-                self.answered_here(Class::Connect, CallOutcome::ProxyError);
-            }
-        }
-    }
-
-    fn answered_here(&mut self, class: Class, outcome: CallOutcome) {
+    pub(super) fn answered_here(&mut self, class: Class, outcome: CallOutcome) {
         let took = Duration::ZERO;
         let class = route::class_name(class);
         self.outputs.push_back(Output::CallEnded {
@@ -424,6 +350,9 @@ impl Mux {
     ) {
         let body = frame.body();
         let Some(method) = &head.method else { return };
+        if self.is_stranger(cx) {
+            return;
+        }
         if route::classify(&method.get(body)) == Class::Cancel {
             if let Some(id) = &head.places.cancel_id {
                 let id = RequestId::read(id, body);
@@ -548,21 +477,6 @@ pub fn is_session_id(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-}
-
-/// Whether a `sessions.open` leaves it to the server which session that is.
-fn wants_last(head: &Head, body: &[u8]) -> bool {
-    head.places
-        .kind
-        .is_some_and(|kind| kind.get(body) == "resumeLast")
-}
-
-/// Whether a call of this class starts something that would outlive the drain.
-fn starts_work(class: Class) -> bool {
-    matches!(
-        class,
-        Class::Create | Class::Resume | Class::Open | Class::Send(_) | Class::Fork
-    )
 }
 
 /// `params.message` of a ping, if it is a string.

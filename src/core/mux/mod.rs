@@ -9,12 +9,14 @@
 //! It opens no socket, reads no clock, asks no backend, and knows neither the directory nor the
 //! pool's health beyond what its [`Context`] and the answers of the shell say.
 
+mod admission;
 mod again;
 mod answer;
 mod backend;
 mod calls;
 mod client;
 mod end;
+mod gate;
 mod handover;
 mod invariants;
 mod kept;
@@ -46,7 +48,10 @@ use std::{
 use ahash::RandomState;
 use slab::Slab;
 
-use self::{calls::Call, own::Own, place::Question, session::Entry, upstream::Upstreams};
+use self::{
+    admission::Connecting, calls::Call, own::Own, place::Question, session::Entry,
+    upstream::Upstreams,
+};
 pub use self::{
     client::is_session_id,
     moving::Freeze,
@@ -56,10 +61,12 @@ pub use self::{
     upstream::SlotId,
 };
 use super::{
+    access::Access,
     connect,
     event::{ClosedBy, Direction, Event, FrameKind},
     frame::{Cutter, FrameLimits},
     id::{BackendName, ConnectionId, SessionId},
+    identity::Principal,
     idmap::{BackendRequests, Calls},
     reply::{self, ProxyError},
     snapshot::Snapshot,
@@ -122,6 +129,8 @@ pub struct Settings {
     pub turn_stall: Option<Duration>,
     /// A stalled turn is ended.
     pub ends_stalled: bool,
+    /// Who may do what.
+    pub access: Arc<Access>,
 }
 
 /// What a handler may look at besides its own state.
@@ -168,6 +177,8 @@ pub struct Mux {
     partial_since: Option<Instant>,
     greeted: bool,
     connect: connect::Options,
+    principal: Option<Arc<Principal>>,
+    connecting: Option<Connecting>,
     calls: Calls<Call>,
     requests: BackendRequests<Asker, parking::Request>,
     upstreams: Upstreams,
@@ -209,10 +220,15 @@ impl Mux {
             id,
             peer,
             life: Life::Open,
-            cutter: Cutter::new(settings.frame),
+            cutter: Cutter::new(Self::first_limits(
+                settings.frame,
+                settings.access.authenticates,
+            )),
             partial_since: Some(now),
             greeted: false,
             connect: connect::Options::default(),
+            principal: None,
+            connecting: None,
             calls: Calls::default(),
             requests: BackendRequests::default(),
             upstreams: Upstreams::default(),
@@ -369,6 +385,11 @@ impl Mux {
             (
                 "limits.frame_timeout",
                 "a frame did not complete within limits.frame_timeout",
+            )
+        } else if self.is_stranger(cx) {
+            (
+                "listener.handshake_timeout",
+                "no connect was accepted within listener.handshake_timeout",
             )
         } else {
             (

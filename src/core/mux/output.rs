@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{note::Note, upstream::SlotId};
 use crate::core::{
     event::{CallOutcome, Direction, Event, FrameKind, PlacementReason, TurnRecord},
-    id::{BackendName, ConnectionId, SessionId},
+    id::{BackendName, ConnectionId, Secret, SessionId},
     locate::Purpose,
     reply::ProxyError,
     route::{Aggregate, IdsArray, Provider, Spread},
@@ -92,6 +92,13 @@ pub enum Output {
     CloseUpstream {
         #[allow(missing_docs)]
         slot: SlotId,
+    },
+    /// Find out who the client is: [`Mux::handle_authenticated`](super::Mux::handle_authenticated).
+    Authenticate {
+        /// Names the answer.
+        ticket: u64,
+        /// What the client says to prove it; none if it says nothing.
+        token: Option<Secret>,
     },
     /// Find out where.
     Locate(Locate),

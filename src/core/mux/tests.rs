@@ -5,6 +5,7 @@
     reason = "a test picks the few outputs it is about"
 )]
 
+mod admission;
 mod chunks;
 mod ends;
 mod failover;

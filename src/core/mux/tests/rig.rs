@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -91,6 +92,7 @@ pub(super) fn settings() -> Settings {
         detach_grace: None,
         turn_stall: None,
         ends_stalled: false,
+        access: Arc::default(),
     }
 }
 

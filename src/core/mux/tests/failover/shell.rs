@@ -42,6 +42,7 @@ impl World {
                     self.close_link(link);
                 }
             }
+            Output::Authenticate { .. } => unreachable!("nobody is asked for a token"),
             Output::Locate(question) => self.locate(at, mux, cx, question, out),
             Output::Release(session) => {
                 self.directory.release(cx.now, session.as_str(), me);
