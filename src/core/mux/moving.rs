@@ -6,7 +6,7 @@ use super::{
     Context, Mux, Output,
     outbox::Outbox,
     reopen::{Cause, Stage},
-    upstream::GivenUp,
+    upstream::{GivenUp, Waiting},
 };
 use crate::core::{
     event::{ClosedBy, TakeOverResult},
@@ -91,13 +91,18 @@ impl Mux {
         let under_way =
             self.drain_calls(|call| call.session.as_ref() == Some(&session) && call.at() == slot);
         for (id, call) in under_way {
-            // Its answer may come still.
             if let Some(upstream) = slot.and_then(|slot| self.upstreams.get_mut(slot)) {
-                upstream.waiting.retain(|w| w.call.as_ref() != Some(&id));
-                let (class, session) = (call.class, call.session.clone());
-                upstream
-                    .given_up
-                    .insert(id.clone(), GivenUp { class, session });
+                let waits = |w: &Waiting| w.call.as_ref() == Some(&id);
+                if let Some(at) = upstream.waiting.iter().position(waits) {
+                    // It has not left, so nothing answers it.
+                    self.held_bytes -= upstream.waiting.remove(at).body.len();
+                } else if call.withheld.is_none() {
+                    // Its answer may come still.
+                    let (class, session) = (call.class, call.session.clone());
+                    upstream
+                        .given_up
+                        .insert(id.clone(), GivenUp { class, session });
+                }
             }
             let error = ProxyError::BackendLost {
                 backend: backend.clone(),

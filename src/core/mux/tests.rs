@@ -11,6 +11,7 @@ mod ends;
 mod failover;
 mod input;
 mod loss;
+mod moves;
 mod parking;
 mod reopening;
 mod rig;

@@ -13,7 +13,7 @@ use crate::core::{
     mux::{Output, Settings},
 };
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     Rig::with(
         Shell::Auto,
         Settings {
