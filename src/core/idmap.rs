@@ -246,11 +246,6 @@ impl<U: Copy + PartialEq, T> BackendRequests<U, T> {
             .map(|(id, _)| *id)
     }
 
-    /// Whether `upstream` awaits an answer.
-    pub fn awaits(&self, upstream: U) -> bool {
-        self.table.values().any(|(u, _, _)| *u == upstream)
-    }
-
     /// Forgets what `upstream` still awaits: late answers are dropped.
     pub fn forget(&mut self, upstream: U) {
         self.retain(|u, _| u != upstream);

@@ -3,7 +3,7 @@
 //! moves what, and when, is the mover's business.
 
 use super::{
-    Context, Mux, Output,
+    Asker, Context, Mux, Output,
     outbox::Outbox,
     reopen::{Cause, Stage},
     upstream::{GivenUp, Waiting},
@@ -138,7 +138,7 @@ impl Mux {
             .calls
             .count(|call| call.session.as_ref() == session && call.at() == Some(slot));
         let saves = self.own.iter().any(|own| own.key == key);
-        if !freeze.force && (calls > 0 || saves || self.is_asked_by(slot)) {
+        if !freeze.force && (calls > 0 || saves || self.is_asked(key)) {
             return;
         }
         let Some(from) = self.upstreams.get(slot).map(|u| u.backend.clone()) else {
@@ -200,9 +200,16 @@ impl Mux {
         reopening.is_some_and(|r| r.stage == Stage::Frozen)
     }
 
-    /// Whether the client owes an answer to this upstream connection. Requests of backends name
-    /// their session in their body, which is not kept.
-    pub(super) fn is_asked_by(&self, slot: super::upstream::SlotId) -> bool {
-        self.requests.awaits(super::Asker::Upstream(slot))
+    /// Whether the client owes an answer to a request of this session; one that names none may be
+    /// of any session of its upstream connection.
+    pub(super) fn is_asked(&self, key: usize) -> bool {
+        let entry = &self.entries[key];
+        let here = entry.slot.map(Asker::Upstream);
+        self.requests
+            .iter()
+            .any(|(_, asker, request)| match &request.session {
+                Some(session) => *session == entry.id,
+                None => Some(asker) == here,
+            })
     }
 }

@@ -31,12 +31,12 @@ impl Mux {
             let Some(stall) = cx.settings.turn_stall else {
                 continue;
             };
-            let slot = self.entries.get(key).and_then(|entry| entry.slot);
             // What waits for the client is not stalled: a person may take any time.
-            let asked = slot.is_some_and(|slot| self.is_asked_by(slot));
+            let asked = self.entries.contains(key) && self.is_asked(key);
             let Some(entry) = self.entries.get_mut(key) else {
                 continue;
             };
+            let slot = entry.slot;
             let waits = asked || !entry.asked.is_empty() || entry.reopening.is_some();
             let Some(turn) = entry.turn.as_mut() else {
                 continue;

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::{
-    reopening,
+    reopening::{self, grant},
     rig::{Rig, request, result},
 };
-use crate::core::mux::Freeze;
+use crate::core::mux::{Freeze, Output};
 
 /// The mover wishes to have the session away from there.
 fn freeze(rig: &mut Rig, session: &str, backend: &str, force: bool) {
@@ -20,6 +20,12 @@ fn freeze(rig: &mut Rig, session: &str, backend: &str, force: bool) {
         );
         0
     });
+}
+
+/// How often it was said to stand still since the log was looked at last.
+fn frozen(rig: &mut Rig, session: &str) -> usize {
+    let said = |output: &Output| matches!(output, Output::Frozen { session: s, .. } if s.as_str() == session);
+    rig.logged(|output| said(output).then_some(())).len()
 }
 
 #[test]
@@ -49,4 +55,26 @@ fn a_call_whose_answer_was_withheld_is_owed_by_nobody_after_a_forced_move() {
     freeze(&mut rig, "s1", "a", true);
     assert_eq!(rig.error(), (json!(1), -32011));
     assert_eq!(rig.mux.upstreams.given_up(), 0, "it was answered");
+}
+
+#[test]
+fn a_question_about_one_session_does_not_keep_another_from_moving() {
+    let mut rig = reopening::rig();
+    rig.open("s1", "a");
+    rig.open("s2", "a");
+    rig.backend("a", &request(1, "hooks.invoke", json!({"sessionId": "s2"})));
+    let question = rig.said_one()["id"].clone();
+    freeze(&mut rig, "s2", "a", false);
+    assert_eq!(frozen(&mut rig, "s2"), 0, "its client owes an answer");
+    freeze(&mut rig, "s1", "a", false);
+    assert_eq!(frozen(&mut rig, "s1"), 1);
+    rig.client(&result(question, json!({})));
+    assert_eq!(frozen(&mut rig, "s2"), 1);
+    rig.heard("a");
+    rig.homes.insert("s1".into(), "b".into());
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_moved(cx, &"s1".into(), out);
+        0
+    });
+    grant(&mut rig, "b", "session.resume", json!({}));
 }

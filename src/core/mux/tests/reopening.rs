@@ -45,7 +45,7 @@ fn own_call(rig: &mut Rig, backend: &str) -> Value {
 
 /// The backend answers the call of our own that it has received.
 #[track_caller]
-fn grant(rig: &mut Rig, backend: &str, method: &str, answer: Value) -> Value {
+pub(super) fn grant(rig: &mut Rig, backend: &str, method: &str, answer: Value) -> Value {
     let call = own_call(rig, backend);
     assert_eq!(call["method"], json!(method), "{call}");
     rig.backend(backend, &result(call["id"].clone(), answer));

@@ -305,3 +305,22 @@ fn a_turn_that_says_nothing_is_noticed_and_ended_where_that_is_wished_for() {
         }
     }
 }
+
+#[test]
+fn a_question_about_one_session_does_not_hide_the_silence_of_another() {
+    let mut rig = Rig::new();
+    rig.settings.turn_stall = Some(Duration::from_secs(60));
+    for session in ["s1", "s2"] {
+        rig.open(session, "a");
+        let data = json!({"messageId": "m"});
+        rig.backend("a", &event(session, "user.message", data));
+        rig.said();
+    }
+    rig.backend("a", &request(1, "hooks.invoke", json!({"sessionId": "s2"})));
+    rig.pass(Duration::from_secs(180));
+    let stalled = rig.logged(|output| match output {
+        Output::Event(Event::TurnStalled { session, .. }) => Some(session.to_string()),
+        _ => None,
+    });
+    assert_eq!(stalled, ["s1"]);
+}
