@@ -17,6 +17,7 @@ use super::{
     own::{Errand, OwnAnswer},
     parking::{KEPT_BODY, KEPT_REQUESTS, Request},
     place::write_frame,
+    session::Rest,
     turn::frame,
     upstream::{GivenUp, Phase, SlotId, Waiting},
 };
@@ -174,7 +175,7 @@ impl Mux {
         let entry = self.entries.get(upstream.recent)?;
         let kind = scan::event_of(body, entry.id.as_str())?;
         let here = upstream.phase == Phase::Ready && entry.here_at() == Some(slot);
-        let here = here && entry.reopening.is_none();
+        let here = here && entry.reopening.is_none() && entry.rest == Rest::Nothing;
         here.then_some((upstream.recent, kind))
     }
 
@@ -255,7 +256,7 @@ impl Mux {
                 match self.entries[key].here_at() {
                     Some(here) if here == slot => {
                         let kind = head.event_type.and_then(|t| t.plain(body));
-                        if self.is_told_already(key, kind.unwrap_or_default()) {
+                        if self.is_told_already(key, kind.unwrap_or_default(), body) {
                             return false;
                         }
                         self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
@@ -639,6 +640,7 @@ impl Mux {
         self.change_entry(cx.now, key, |entry| {
             entry.attached = false;
             entry.kept = None;
+            entry.rest = Rest::Nothing;
             entry.forget_asked();
         });
     }

@@ -83,10 +83,12 @@ impl Mux {
     /// What is under way is told to be lost.
     fn clear_way(&mut self, cx: &Context<'_>, key: usize, backend: &BackendName, out: &mut Outbox) {
         let cause = LostBy::Drained(backend.clone());
+        let in_turn = self.entries[key].turn.is_some();
         self.lose_turn(cx, key, &cause, ClosedBy::Operator, out);
-        let entry = &mut self.entries[key];
-        entry.turn = None;
-        entry.forget_asked();
+        if in_turn {
+            self.abort_rest(cx, key, out);
+        }
+        let entry = &self.entries[key];
         let (session, slot) = (entry.id.clone(), entry.slot);
         let under_way =
             self.drain_calls(|call| call.session.as_ref() == Some(&session) && call.at() == slot);

@@ -29,6 +29,7 @@ impl Own {
                 | Errand::OpenInFull
                 | Errand::Halt
                 | Errand::Leave
+                | Errand::Quell
         )
     }
 }
@@ -54,6 +55,8 @@ pub(super) enum Errand {
     Halt,
     /// Such a session is left.
     Leave,
+    /// A turn that the client was told to be over is aborted where it may still run.
+    Quell,
     /// Nobody wants its answer any more.
     Nobodys,
 }

@@ -8,7 +8,7 @@ use super::{
     calls::{Call, Place},
     client::Frame,
     outbox::{Dest, Outbox},
-    session::{Entry, Held},
+    session::{Entry, Held, Rest},
     turn::{frame, trace_id},
     upstream::{Phase, SlotId, Waiting},
 };
@@ -323,6 +323,7 @@ impl Mux {
             entry.attached = false;
             entry.attaching = attaching;
             entry.turn = None;
+            entry.rest = Rest::Nothing;
         });
         // What waited for an attach there does not any more.
         self.pass_next_send(cx, key, out);

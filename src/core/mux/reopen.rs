@@ -13,7 +13,8 @@ use super::{
     outbox::Outbox,
     own::{Errand, Own, OwnAnswer},
     place::Question,
-    session::Held,
+    session::{Held, Rest},
+    upstream::SlotId,
 };
 use crate::core::{
     event::{ClosedBy, Event, ReopenResult},
@@ -37,8 +38,6 @@ pub(super) struct Reopening {
     pub(super) from: BackendName,
     pub(super) stage: Stage,
     failures: u32,
-    /// Its turn was told as lost, so nothing of it may go on.
-    abort: bool,
     /// It left nothing on disk, and was created again.
     created: bool,
     /// How many of the turn's answers were given again.
@@ -122,8 +121,6 @@ impl Mux {
         self.forget_question(key);
         let entry = &self.entries[key];
         let since = entry.reopening.as_ref().map_or(cx.now, |r| r.since);
-        let abort =
-            turn_lost || entry.owes_abort || entry.reopening.as_ref().is_some_and(|r| r.abort);
         let failures = entry.reopening.as_ref().map_or(0, |r| r.failures);
         let reopening = Reopening {
             since,
@@ -131,7 +128,6 @@ impl Mux {
             from: from.clone(),
             stage: Stage::Pausing(cx.now),
             failures,
-            abort,
             created: false,
             answered: 0,
             wanted: false,
@@ -143,6 +139,12 @@ impl Mux {
             entry.attaching = 0;
             entry.gate = None;
             entry.reopening = Some(Box::new(reopening));
+            if turn_lost {
+                entry.rest = Rest::Runs;
+            } else if entry.rest == Rest::Ends {
+                // Its end was to come over the connection that is gone.
+                entry.rest = Rest::Nothing;
+            }
             if let Some(turn) = &mut entry.turn {
                 turn.survived = Some(from.clone());
             }
@@ -164,7 +166,6 @@ impl Mux {
             from: from.clone(),
             stage: Stage::Frozen,
             failures: 0,
-            abort: false,
             created: false,
             answered: 0,
             wanted: false,
@@ -268,12 +269,26 @@ impl Mux {
         }
     }
 
-    /// Whether the client was told in other words what this event says: its turn is over, since it
-    /// was lost and had to be aborted.
-    pub(super) fn is_told_already(&self, key: usize, kind: &str) -> bool {
-        let entry = &self.entries[key];
-        let ends = matches!(kind, "abort" | "assistant.idle" | "session.idle");
-        ends && entry.reopening.is_some() && entry.turn.is_none()
+    /// Whether the client was told in other words what this event says: its turn is over.
+    pub(super) fn is_told_already(&mut self, key: usize, kind: &str, body: &[u8]) -> bool {
+        let entry = &mut self.entries[key];
+        if entry.rest == Rest::Nothing || entry.parked.is_some() {
+            return false;
+        }
+        match kind {
+            "abort" | "assistant.idle" => true,
+            "session.idle" => {
+                // The next turn was acknowledged, and has not begun: it may be its end if it was
+                // not aborted.
+                let next = entry.turn.as_ref().is_some_and(|turn| turn.confirmed);
+                let told = !next || memchr::memmem::find(body, br#""aborted":true"#).is_some();
+                if told {
+                    entry.rest = Rest::Nothing;
+                }
+                told
+            }
+            _ => false,
+        }
     }
 
     // Opening.
@@ -326,6 +341,7 @@ impl Mux {
             | Errand::OpenInFull
             | Errand::Halt
             | Errand::Leave
+            | Errand::Quell
             | Errand::Nobodys => return,
             Errand::Answer => entry
                 .answers
@@ -369,6 +385,7 @@ impl Mux {
             Errand::OpenInFull => self.opened_in_full(cx, key, answer.succeeded, out),
             Errand::Halt => self.halted(cx, key, out),
             Errand::Leave => self.left(cx, key, out),
+            Errand::Quell => self.quelled(key, own.slot),
             Errand::Resume
             | Errand::Create
             | Errand::Answer
@@ -392,6 +409,7 @@ impl Mux {
             Errand::Resume if answer.not_found => self.run(cx, key, Errand::Create, out),
             Errand::Create if answer.succeeded => {
                 reopening.created = true;
+                self.entries[key].rest = Rest::Nothing;
                 self.next_errand(cx, key, out);
             }
             Errand::IsProcessing => {
@@ -400,8 +418,8 @@ impl Mux {
                 // its way, and nobody asks it again.
                 let unasked = !reopening.wanted && self.entries[key].asked.is_empty();
                 if over || unasked {
-                    if let Some(reopening) = &mut self.entries[key].reopening {
-                        reopening.abort |= !over;
+                    if !over {
+                        self.entries[key].rest = Rest::Runs;
                     }
                     self.lose_survivor(cx, key, out);
                 }
@@ -412,10 +430,11 @@ impl Mux {
             | Errand::OpenInFull
             | Errand::Halt
             | Errand::Leave
+            | Errand::Quell
             | Errand::Nobodys => {}
             Errand::Resume | Errand::Create => self.pause(cx, key, out),
             Errand::Abort => {
-                self.entries[key].owes_abort = false;
+                self.quelled(key, own.slot);
                 self.next_errand(cx, key, out);
             }
             Errand::Repeat => {
@@ -453,7 +472,7 @@ impl Mux {
         let (Some(reopening), Some(kept)) = (&mut entry.reopening, &entry.kept) else {
             return;
         };
-        if std::mem::take(&mut reopening.abort) && !reopening.created {
+        if entry.rest == Rest::Runs {
             self.run(cx, key, Errand::Abort, out);
         } else if reopening.repeated < kept.repeats.len() {
             self.run(cx, key, Errand::Repeat, out);
@@ -481,13 +500,23 @@ impl Mux {
         let entry = &mut self.entries[key];
         entry.turn = None;
         entry.forget_asked();
-        entry.owes_abort = true;
-        let Some(slot) = entry.slot.filter(|_| entry.attached) else {
+        entry.rest = Rest::Runs;
+        let Some(slot) = entry.here_at().filter(|_| entry.reopening.is_none()) else {
             return;
         };
         let params = reply::session_params(entry.id.as_str());
-        let errand = Errand::Nobodys;
+        let errand = Errand::Quell;
         self.call_own(cx, key, slot, errand, "session.abort", &params, out);
+    }
+
+    /// The backend at `slot` has taken note of our abort.
+    fn quelled(&mut self, key: usize, slot: SlotId) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && entry.slot == Some(slot)
+            && entry.rest == Rest::Runs
+        {
+            entry.rest = Rest::Ends;
+        }
     }
 
     /// It is open again: what waited goes on.
@@ -579,6 +608,7 @@ impl Mux {
         self.change_entry(cx.now, key, |entry| {
             was = entry.reopening.take();
             entry.kept = None;
+            entry.rest = Rest::Nothing;
             entry.forget_asked();
         });
         self.note_waiting(key);

@@ -68,6 +68,18 @@ impl std::fmt::Debug for Asked {
     }
 }
 
+/// What may be left of a turn that the client was told to be over, before its backend had said so:
+/// nothing of it may go on, and its end is not told again. Until the next turn begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rest {
+    Nothing,
+    /// It may be running, and has to be aborted.
+    Runs,
+    /// It was aborted. Its end may be heard still: the CLI answers an abort before it tells of the
+    /// end. Or never: there was nothing to abort, or the next send was there before.
+    Ends,
+}
+
 /// What is counted of a running turn.
 #[derive(Clone, Debug)]
 pub(super) struct Turn {
@@ -152,8 +164,8 @@ pub(super) struct Entry {
     pub(super) asked: Vec<Asked>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
-    /// Its turn was told as lost, and may not be over at its backend.
-    pub(super) owes_abort: bool,
+    /// What may be left of a turn that the client was told to be over.
+    pub(super) rest: Rest,
     /// When `shown` was.
     pub(super) shown_at: Option<Instant>,
     /// Its client has left in a turn.
@@ -186,7 +198,7 @@ impl Entry {
             reopening: None,
             asked: Vec::new(),
             answers: Vec::new(),
-            owes_abort: false,
+            rest: Rest::Nothing,
             shown_at: None,
             parked: None,
             taking: None,

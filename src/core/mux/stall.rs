@@ -3,10 +3,10 @@
 //! A turn is looked at once in `sessions.turn_stall`, not with each event: so a stall is noticed
 //! after at most twice that time, and events cost nothing.
 
-use super::{Context, Mux, Output, outbox::Outbox, own::Errand};
+use super::{Context, Mux, Output, outbox::Outbox};
 use crate::core::{
     event::{ClosedBy, Event},
-    reply::{self, LostBy},
+    reply::LostBy,
 };
 
 impl Mux {
@@ -76,19 +76,7 @@ impl Mux {
     /// The client is told that its turn is over, and the backend that it is to end it.
     fn end_stalled(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
         self.lose_turn(cx, key, &LostBy::Stalled, ClosedBy::Proxy, out);
-        let entry = &mut self.entries[key];
-        entry.turn = None;
-        let Some(slot) = entry.slot else { return };
-        let params = reply::session_params(entry.id.as_str());
-        self.call_own(
-            cx,
-            key,
-            slot,
-            Errand::Nobodys,
-            "session.abort",
-            &params,
-            out,
-        );
+        self.abort_rest(cx, key, out);
         self.settle_entry(key);
         self.close_if_quiet();
     }

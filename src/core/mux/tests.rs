@@ -19,4 +19,5 @@ mod routing;
 mod sends;
 mod sessions;
 mod simulation;
+mod told;
 mod turns;

@@ -11,7 +11,7 @@ use super::{
     client::Frame,
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
-    session::{Asked, Gate, Held, Opener, STEERING_WAIT, Turn},
+    session::{Asked, Gate, Held, Opener, Rest, STEERING_WAIT, Turn},
     upstream::Phase,
 };
 use crate::core::{
@@ -207,7 +207,10 @@ impl Mux {
         out: &mut Outbox,
     ) {
         match kind {
+            // It goes on where its abort has not come yet; the client was told that it is over.
+            b"assistant.turn_start" if self.entries[key].rest == Rest::Runs => {}
             b"user.message" | b"assistant.turn_start" => {
+                self.entries[key].rest = Rest::Nothing;
                 self.confirm_turn(cx, key);
                 self.count_event(cx.now, key, body.len());
                 if kind == b"user.message" {
@@ -228,7 +231,7 @@ impl Mux {
             }
             b"session.idle" => {
                 self.count_event(cx.now, key, body.len());
-                self.entries[key].owes_abort = false;
+                self.entries[key].rest = Rest::Nothing;
                 let aborted = memchr::memmem::find(body, br#""aborted":true"#).is_some();
                 if let Some(taking) = &mut self.entries[key].taking {
                     taking.ended = Some((aborted, event_mark(body)));

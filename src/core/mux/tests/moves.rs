@@ -9,7 +9,7 @@ use super::{
 use crate::core::mux::{Freeze, Output};
 
 /// The mover wishes to have the session away from there.
-fn freeze(rig: &mut Rig, session: &str, backend: &str, force: bool) {
+pub(super) fn freeze(rig: &mut Rig, session: &str, backend: &str, force: bool) {
     rig.step(&[], |mux, cx, out| {
         mux.handle_freeze(
             cx,

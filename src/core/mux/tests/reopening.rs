@@ -23,18 +23,18 @@ pub(super) fn rig() -> Rig {
     )
 }
 
-fn read(id: i64, session: &str) -> String {
+pub(super) fn read(id: i64, session: &str) -> String {
     request(id, "session.getMessages", json!({"sessionId": session}))
 }
 
 /// A call that cannot be made twice.
-fn act(id: i64, session: &str) -> String {
+pub(super) fn act(id: i64, session: &str) -> String {
     request(id, "session.plan.delete", json!({"sessionId": session}))
 }
 
 /// The only frame that a backend has received: a call of our own.
 #[track_caller]
-fn own_call(rig: &mut Rig, backend: &str) -> Value {
+pub(super) fn own_call(rig: &mut Rig, backend: &str) -> Value {
     let heard = rig.heard(backend);
     assert_eq!(heard.len(), 1, "{heard:#?}");
     let call = heard.into_iter().next().unwrap();

@@ -202,17 +202,12 @@ impl World {
                 fine(&format!(r#"{{"processing":{processing}}}"#))
             }
             "session.abort" => {
-                // Taxiway's own: its client knows already.
-                let own = id.as_str().is_some_and(|id| id.starts_with("taxiway-"));
-                let told = self.links[&link].told.get(session).copied();
-                if let (true, Some((epoch, n))) = (own, told) {
-                    for n in [n + 1, n + 2] {
-                        let event = (link, session.to_owned(), epoch, n);
-                        self.may_miss.insert(event);
-                    }
+                // Taxiway's own: its client knows already, and perhaps those of others do.
+                if id.as_str().is_some_and(|id| id.starts_with("taxiway-")) {
+                    self.may_miss_end(pid, session);
                 }
-                self.abort(pid, session);
-                fine(r#"{"success":true}"#)
+                let answer = fine(r#"{"success":true}"#);
+                return self.abort(pid, session, Some((link, answer)));
             }
             "session.mode.set" => {
                 let mode = text(&frame, "/params/mode").to_owned();
@@ -335,7 +330,7 @@ impl World {
                 .any(|link| open.attached.contains_key(link))
         {
             // Nobody is left who can answer: whoever is left gives up in the end.
-            self.abort(pid, session);
+            self.abort(pid, session, None);
         }
     }
 
@@ -548,12 +543,13 @@ impl World {
             self.begin(pid, session, message, owed);
             return;
         }
-        let owed = open.turn.take().map(|t| t.owed).unwrap_or_default();
+        let Some(turn) = open.turn.take() else { return };
         self.log(pid, session, What::Idle);
         // By experiment: what a client has seen idle is on disk.
         self.flush(pid, session);
-        self.tell(pid, session, "session.idle", "");
-        self.pay(owed);
+        let data = format!(r#","turn":"{}""#, turn.message);
+        self.tell(pid, session, "session.idle", &data);
+        self.pay(turn.owed);
     }
 
     fn pay(&mut self, owed: Vec<(u64, String)>) {
@@ -580,14 +576,38 @@ impl World {
         true
     }
 
-    fn abort(&mut self, pid: u64, session: &str) {
+    /// The next two events of this session may be kept from who was told otherwise.
+    fn may_miss_end(&mut self, pid: u64, session: &str) {
+        let open = self.open(pid, session);
+        let links: Vec<u64> = open
+            .iter()
+            .flat_map(|o| o.attached.keys().copied())
+            .collect();
+        for link in links {
+            let told = self.links.get(&link).and_then(|l| l.told.get(session));
+            if let Some((epoch, n)) = told.copied() {
+                let next = [n + 1, n + 2].map(|n| (link, session.to_owned(), epoch, n));
+                self.may_miss.extend(next);
+            }
+        }
+    }
+
+    /// By experiment: an abort is answered before the end of its turn is told.
+    fn abort(&mut self, pid: u64, session: &str, answer: Option<(u64, String)>) {
         let open = self.open(pid, session).unwrap();
-        let Some(turn) = open.turn.take() else { return };
+        let turn = open.turn.take();
         let queued = std::mem::take(&mut open.queue);
-        self.log(pid, session, What::Idle);
-        self.flush(pid, session);
-        self.tell(pid, session, "abort", "");
-        self.tell(pid, session, "session.idle", r#","aborted":true"#);
+        if turn.is_some() {
+            self.log(pid, session, What::Idle);
+            self.flush(pid, session);
+            self.tell(pid, session, "abort", "");
+        }
+        if let Some((link, answer)) = answer {
+            self.say(link, answer);
+        }
+        let Some(turn) = turn else { return };
+        let data = format!(r#","aborted":true,"turn":"{}""#, turn.message);
+        self.tell(pid, session, "session.idle", &data);
         let owed = turn.owed.into_iter();
         self.pay(
             owed.chain(queued.into_iter().filter_map(|(_, o)| o))

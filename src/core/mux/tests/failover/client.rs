@@ -76,6 +76,8 @@ pub(super) struct View {
     seen: Vec<String>,
     ended: BTreeSet<String>,
     told_lost: BTreeSet<String>,
+    /// Messages whose turn it was told to be over, by whomever.
+    over: BTreeSet<String>,
     last: Option<(u64, u64, u64)>,
     past: BTreeSet<(u64, u64)>,
     /// What was set last, if that is known.
@@ -392,6 +394,11 @@ impl World {
                 let seen = std::mem::take(&mut view.seen);
                 view.ended.extend(std::mem::take(&mut view.awaiting));
                 view.ended.extend(seen.iter().cloned());
+                let ended = data["turn"].as_str().unwrap_or_default();
+                let again = view.over.contains(ended);
+                assert!(!again, "c{at}: a turn ends twice: {frame}");
+                view.over.extend(seen.iter().cloned());
+                view.over.extend(data["turn"].as_str().map(str::to_owned));
                 if from_backend.is_none() {
                     view.told_lost.extend(seen);
                     self.stats.lost += 1;
@@ -462,6 +469,7 @@ impl World {
                 view.state = State::Out;
                 view.awaiting.clear();
                 view.seen.clear();
+                view.over.clear();
                 view.approve = None;
                 view.inherits = true;
                 view.past.extend(view.last.take().map(|(l, e, _)| (l, e)));
