@@ -376,21 +376,7 @@ pub fn turn_lost(
          may not be in its history"
     );
     if !unseen.is_empty() {
-        let named: Vec<String> = unseen
-            .iter()
-            .take(8)
-            .map(|id| Quote(id).to_string())
-            .collect();
-        let more = if unseen.len() > named.len() {
-            ", …"
-        } else {
-            ""
-        };
-        message += &format!(
-            "; acknowledged but perhaps lost: {} message(s) ({}{more})",
-            unseen.len(),
-            named.join(", ")
-        );
+        message += &format!("; acknowledged but perhaps lost: {}", named(unseen));
     }
     let error = LostTurn {
         error_type: "query",
@@ -405,6 +391,41 @@ pub fn turn_lost(
         ..*stamp
     };
     event(out, session, "session.idle", &Idle { aborted: true }, &idle);
+}
+
+/// Appends a `session.error` about sends that a backend had acknowledged and that were lost with it,
+/// while the turn that they were queued behind went on elsewhere. For just before the end of that
+/// turn, since SDKs reject the calls that wait for it.
+pub fn sends_lost(
+    out: &mut Vec<u8>,
+    session: &str,
+    backend: &BackendName,
+    unseen: &[&str],
+    stamp: &Stamp<'_>,
+) {
+    let message = format!(
+        "Backend {backend} was lost with what was queued behind this turn: acknowledged and not \
+         executed: {}. The turn itself has gone on elsewhere",
+        named(unseen)
+    );
+    let error = LostTurn {
+        error_type: "query",
+        error_code: "BACKEND_LOST",
+        message: &message,
+    };
+    event(out, session, "session.error", &error, stamp);
+}
+
+/// How many messages, and which, as far as they fit.
+fn named(messages: &[&str]) -> String {
+    let first = messages.iter().take(8);
+    let names: Vec<String> = first.map(|id| Quote(id).to_string()).collect();
+    let more = if messages.len() > names.len() {
+        ", …"
+    } else {
+        ""
+    };
+    format!("{} message(s) ({}{more})", messages.len(), names.join(", "))
 }
 
 /// Appends a `$/cancelRequest` for the call with this id.

@@ -146,7 +146,7 @@ impl Mux {
                 entry.rest = Rest::Nothing;
             }
             if let Some(turn) = &mut entry.turn {
-                turn.survived = Some(from.clone());
+                turn.outlives(from);
             }
             let sends = std::mem::take(&mut entry.sends);
             let held = std::mem::replace(&mut entry.held, sends);

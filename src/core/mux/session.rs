@@ -24,6 +24,9 @@ use crate::core::{
 /// else steering would wait for the turn that it wants to steer).
 pub(super) const STEERING_WAIT: Duration = Duration::from_millis(250);
 
+/// How many acknowledged sends of one turn are named when it is lost.
+pub(super) const MAX_UNSEEN: usize = 64;
+
 /// A request that is not forwarded yet.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -93,6 +96,9 @@ pub(super) struct Turn {
     pub(super) failed: bool,
     /// Message ids of sends that were acknowledged, but not seen as `user.message` yet.
     pub(super) unseen: Vec<String>,
+    /// Those of them that were with a backend which this turn has outlived: they were in its queue,
+    /// which is in no other process.
+    pub(super) missing: Vec<String>,
     pub(super) trace_id: Option<String>,
     /// How many events it had when it was looked at last, and whether it was found to be stalled.
     pub(super) events_seen: u64,
@@ -112,11 +118,20 @@ impl Turn {
             bytes: 0,
             failed: false,
             unseen: Vec::new(),
+            missing: Vec::new(),
             trace_id: None,
             events_seen: 0,
             stalled: false,
             survived: None,
         }
+    }
+
+    /// It goes on, though this backend does not: what was queued there behind it is lost, by
+    /// experiment, unless it is seen to begin all the same.
+    pub(super) fn outlives(&mut self, backend: &BackendName) {
+        self.survived = Some(backend.clone());
+        self.missing.append(&mut self.unseen);
+        self.missing.truncate(MAX_UNSEEN);
     }
 
     /// How it ended, given whether `session.idle` said `aborted`.

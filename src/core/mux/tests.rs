@@ -19,5 +19,6 @@ mod routing;
 mod sends;
 mod sessions;
 mod simulation;
+mod survivors;
 mod told;
 mod turns;

@@ -11,7 +11,7 @@ use super::{
     client::Frame,
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
-    session::{Asked, Gate, Held, Opener, Rest, STEERING_WAIT, Turn},
+    session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT, Turn},
     upstream::Phase,
 };
 use crate::core::{
@@ -232,6 +232,7 @@ impl Mux {
             b"session.idle" => {
                 self.count_event(cx.now, key, body.len());
                 self.entries[key].rest = Rest::Nothing;
+                self.tell_missing(cx, key, out);
                 let aborted = memchr::memmem::find(body, br#""aborted":true"#).is_some();
                 if let Some(taking) = &mut self.entries[key].taking {
                     taking.ended = Some((aborted, event_mark(body)));
@@ -399,13 +400,9 @@ impl Mux {
                 .shown_at
                 .is_some_and(|at| cx.now.saturating_duration_since(at) < ON_DISK);
             let shown = entry.shown.as_ref().filter(|_| fresh);
-            let unseen = turn.unseen.iter().chain(shown);
+            let unseen = turn.missing.iter().chain(&turn.unseen).chain(shown);
             let unseen: Vec<&str> = unseen.map(String::as_str).collect();
-            let stamp = Stamp {
-                id: spread(seed),
-                at: cx.wall,
-                parent: None,
-            };
+            let stamp = stamp(cx, seed);
             let session = entry.id.as_str();
             out.write(Dest::Client, |b| {
                 reply::turn_lost(b, session, cause, &unseen, &stamp)
@@ -421,6 +418,28 @@ impl Mux {
             LostBy::Shutdown | LostBy::Closed | LostBy::Drained(_) => {
                 self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
             }
+        }
+    }
+
+    /// The turn ends by itself, and the client takes that for the end of what was queued behind it,
+    /// too: what was lost of that with a backend is told before. Not earlier: an SDK takes a
+    /// `session.error` for the end of the turn.
+    fn tell_missing(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &mut self.entries[key];
+        let Some(turn) = entry.turn.as_mut().filter(|t| !t.missing.is_empty()) else {
+            return;
+        };
+        let missing = std::mem::take(&mut turn.missing);
+        turn.failed = true;
+        let from = turn.survived.clone();
+        if let Some(from) = from.filter(|_| self.is_heard()) {
+            let seed = u128::from(self.reference()) << 64 | u128::from(self.reference());
+            let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+            let stamp = stamp(cx, seed);
+            let session = self.entries[key].id.as_str();
+            out.write(Dest::Client, |b| {
+                reply::sends_lost(b, session, &from, &missing, &stamp)
+            });
         }
     }
 
@@ -451,14 +470,15 @@ impl Mux {
             return;
         }
         self.confirm_turn(cx, key);
-        if let (Some(from), Some(turn)) = (lost_at, &mut self.entries[key].turn) {
-            // Told when the session is open again, unless it goes on then.
-            turn.survived.get_or_insert(from);
-        }
-        if let (Some(turn), Some(message)) = (&mut self.entries[key].turn, news)
-            && turn.unseen.len() < MAX_UNSEEN
-        {
+        let Some(turn) = &mut self.entries[key].turn else {
+            return;
+        };
+        if let Some(message) = news.filter(|_| turn.unseen.len() < MAX_UNSEEN) {
             turn.unseen.push(message);
+        }
+        if let Some(from) = lost_at {
+            // Told when the session is open again, unless it goes on then.
+            turn.outlives(&from);
         }
     }
 
@@ -471,15 +491,13 @@ impl Mux {
         entry.shown_at = Some(now);
         if let (Some(turn), Some(shown)) = (&mut entry.turn, &entry.shown) {
             turn.unseen.retain(|id| id != shown);
+            turn.missing.retain(|id| id != shown);
         }
     }
 }
 
 /// A message that was shown is on disk some 150 ms later, and may be lost with its process before.
 const ON_DISK: Duration = Duration::from_millis(300);
-
-/// How many acknowledged sends of one turn are named when it is lost.
-const MAX_UNSEEN: usize = 64;
 
 /// `"messageId":"…"` of a `user.message` event: off the hot path, once per prompt.
 fn message_id(body: &[u8]) -> Option<String> {
@@ -504,6 +522,15 @@ fn event_mark(body: &[u8]) -> Option<u64> {
         .as_str()?
         .hash(&mut hasher);
     Some(hasher.finish())
+}
+
+/// For events of our own.
+fn stamp(cx: &Context<'_>, seed: u128) -> Stamp<'static> {
+    Stamp {
+        id: spread(seed),
+        at: cx.wall,
+        parent: None,
+    }
 }
 
 /// Appends a body with its header.

@@ -78,6 +78,8 @@ pub(super) struct View {
     told_lost: BTreeSet<String>,
     /// Messages whose turn it was told to be over, by whomever.
     over: BTreeSet<String>,
+    /// What it was told of messages that are lost.
+    told: String,
     last: Option<(u64, u64, u64)>,
     past: BTreeSet<(u64, u64)>,
     /// What was set last, if that is known.
@@ -390,6 +392,11 @@ impl World {
             }
             "session.idle" => {
                 let aborted = data["aborted"] == true;
+                // Promise 7. An abort of a client, or of Taxiway for another one, drops the queue.
+                let silent = |m: &&String| !view.seen.contains(*m) && !view.told.contains(*m);
+                let lost = view.awaiting.iter().find(silent);
+                let lost = lost.filter(|_| !aborted || from_backend.is_none());
+                assert_eq!(lost, None, "c{at}: nobody said that it is lost: {frame}");
                 let known = !view.seen.is_empty() || !view.awaiting.is_empty();
                 let seen = std::mem::take(&mut view.seen);
                 view.ended.extend(std::mem::take(&mut view.awaiting));
@@ -420,6 +427,7 @@ impl World {
                     completed.entry(connection).or_default().extend(seen);
                 }
             }
+            "session.error" => view.told += data["message"].as_str().unwrap(),
             "external_tool.requested" => {
                 let request = data["requestId"].as_str().unwrap().to_owned();
                 let delay = self.chance.span(1500 * MS);
