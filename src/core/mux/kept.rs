@@ -88,11 +88,14 @@ impl Mux {
         }
         let wanted = call.copy.is_none()
             && (opens || again && body.len() <= COPY && self.may_hold(body.len(), cx.settings));
+        let unkept = call.effect == Effect::Answer && call.copy.is_none() && !wanted;
         if wanted && let Some(call) = self.calls.get_mut(id) {
             let mut copy = self.spare.pop().unwrap_or_default();
             copy.extend_from_slice(body);
             call.copy = Some(copy);
             self.held_bytes += body.len();
+        } else if unkept && let Some(turn) = &mut self.entries[key].turn {
+            turn.unkept = true;
         }
     }
 
@@ -284,7 +287,7 @@ pub(super) fn handle_of(object: &[u8]) -> Option<String> {
 }
 
 /// `params.requestId` of a request.
-fn request_of(body: &[u8]) -> Option<String> {
+pub(super) fn request_of(body: &[u8]) -> Option<String> {
     let head: Head = scan::scan(body).ok()?;
     let text = head.places.request_id?;
     Some(text.get(body).into_owned())

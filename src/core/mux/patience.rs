@@ -4,12 +4,21 @@
 use std::{collections::VecDeque, time::Instant};
 
 use super::{
-    Context, Mux, Output, Settings, outbox::Outbox, reopen::Stage, session::Held, upstream::SlotId,
+    Context, Mux, Output, Settings,
+    calls::Call,
+    kept::request_of,
+    outbox::Outbox,
+    reopen::Stage,
+    session::{Asked, Held},
+    upstream::SlotId,
 };
 use crate::core::{
+    event::ClosedBy,
     id::BackendName,
+    idmap::RequestId,
     locate::{Purpose, Refusal},
-    reply::ProxyError,
+    replay::Effect,
+    reply::{LostBy, ProxyError},
     snapshot::Mode,
 };
 
@@ -97,6 +106,9 @@ impl Mux {
             if late > 0 {
                 let late: VecDeque<Held> = entry.held.drain(..late).collect();
                 let error = self.away(cx, key);
+                for held in &late {
+                    self.answer_fails(cx, key, &held.call, &held.body, out);
+                }
                 self.fail_held(cx, late, &error, out);
             }
             if rests {
@@ -118,6 +130,36 @@ impl Mux {
             self.settle_entry(key);
         }
         self.close_if_quiet();
+    }
+
+    /// What the client says to a question of its turn cannot be passed on. SDKs do not say it again
+    /// (or say something else), so the turn would wait for ever: it is told as over, and aborted
+    /// when its backend is there.
+    pub(super) fn answer_fails(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        call: &RequestId,
+        body: &[u8],
+        out: &mut Outbox,
+    ) {
+        let answers = |call: &Call| call.effect == Effect::Answer;
+        if !self.calls.get(call).is_some_and(answers) {
+            return;
+        }
+        let entry = &self.entries[key];
+        let request = request_of(body);
+        let waits = |asked: &Asked| Some(&asked.id) == request.as_ref();
+        if !entry.asked.iter().any(waits) {
+            return;
+        }
+        let from = entry.reopening.as_ref().map(|r| r.from.clone());
+        let here = || self.upstreams.get(entry.slot?).map(|u| u.backend.clone());
+        if let Some(backend) = from.or_else(here) {
+            let cause = LostBy::Backend(backend);
+            self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
+            self.abort_rest(cx, key, out);
+        }
     }
 
     /// The backend of this upstream connection speaks again: what waited for it goes on.

@@ -114,6 +114,7 @@ impl Mux {
         if let Some(slot) = slot.filter(|_| !self.is_silent_here(key)) {
             self.dispatch(cx, key, slot, (id, cx.now), head, frame, false, out);
         } else if !self.may_hold(frame.body().len(), cx.settings) {
+            self.answer_fails(cx, key, &id, frame.body(), out);
             let error = self.too_much_held(cx.settings);
             self.fail(cx, &id, &error, out);
         } else {

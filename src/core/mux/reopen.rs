@@ -101,7 +101,8 @@ impl Mux {
     /// Whether its turn goes on in the process that opens it again: it waits for the client alone.
     pub(super) fn turn_survives(&self, key: usize) -> bool {
         let entry = &self.entries[key];
-        let in_turn = entry.turn.as_ref().is_some_and(|t| t.confirmed);
+        let turn = entry.turn.as_ref();
+        let in_turn = turn.is_some_and(|turn| turn.confirmed && !turn.unkept);
         let waits = !entry.asked.is_empty() || !entry.answers.is_empty();
         in_turn && waits && self.may_reopen(key)
     }

@@ -103,6 +103,8 @@ pub(super) struct Turn {
     /// How many events it had when it was looked at last, and whether it was found to be stalled.
     pub(super) events_seen: u64,
     pub(super) stalled: bool,
+    /// An answer was given in it of which there is no copy: it could not be given again.
+    pub(super) unkept: bool,
     /// It has outlived this backend, since it waited for the client alone.
     pub(super) survived: Option<BackendName>,
 }
@@ -122,6 +124,7 @@ impl Turn {
             trace_id: None,
             events_seen: 0,
             stalled: false,
+            unkept: false,
             survived: None,
         }
     }

@@ -490,6 +490,7 @@ impl Mux {
         entry.answers.clear();
         entry.shown_at = Some(now);
         if let (Some(turn), Some(shown)) = (&mut entry.turn, &entry.shown) {
+            turn.unkept = false;
             turn.unseen.retain(|id| id != shown);
             turn.missing.retain(|id| id != shown);
         }

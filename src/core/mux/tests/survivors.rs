@@ -1,10 +1,12 @@
 //! Turns that outlive their backend, since they wait for the client alone: what does not.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{
-    reopening::{self, grant},
-    rig::{Rig, event, result},
+    reopening::{self, grant, own_call, read},
+    rig::{Rig, Shell, event, request, result},
 };
 
 /// A turn at `a` that waits for a tool of the client, which has the `requestId` `r1`.
@@ -82,4 +84,96 @@ fn what_was_queued_behind_a_turn_is_told_as_lost_with_it_too() {
     assert_eq!(kinds(&said), ["session.error", "session.idle"]);
     let text = said[0].to_string();
     assert!(text.contains("m2") && text.contains("m3"), "{text}");
+}
+
+fn answer(id: i64, request_id: &str) -> String {
+    let params = json!({"sessionId": "s1", "requestId": request_id, "result": "x"});
+    request(id, "session.tools.handlePendingToolCall", params)
+}
+
+/// An SDK whose answer fails gives up, so nobody would answer any more.
+#[test]
+fn a_turn_ends_when_the_answer_that_it_waits_for_has_waited_too_long() {
+    for silent in [false, true] {
+        let mut rig = waiting_turn();
+        let question = if silent {
+            rig.step(&[], |mux, cx, out| {
+                mux.handle_backend_silent(cx, &"a".into(), out);
+                0
+            });
+            None
+        } else {
+            rig.shell = Shell::Manual;
+            rig.lose("a");
+            Some(rig.asked())
+        };
+        rig.client(&answer(2, "another"));
+        rig.pass(Duration::from_secs(10));
+        rig.client(&answer(3, "r1"));
+        rig.client(&read(4, "s1"));
+        rig.pass(Duration::from_secs(20));
+        assert_eq!(rig.error(), (json!(2), -32010), "nothing waits for that");
+        assert_eq!(rig.mux.open_turns(), 1);
+        rig.pass(Duration::from_secs(10));
+        let said = rig.said();
+        let told = ["session.error", "session.idle"];
+        assert_eq!(kinds(&said[..2]), told, "before the calls are answered");
+        let errors: Vec<_> = said[2..].iter().map(|f| &f["error"]["code"]).collect();
+        assert_eq!(errors, [-32010, -32010], "silent: {silent}");
+        assert_eq!(rig.mux.open_turns(), 0);
+        // Its backend is there again.
+        if let Some(question) = question {
+            rig.shell = Shell::Auto;
+            rig.locate(&question, "a");
+            grant(&mut rig, "a", "session.resume", json!({}));
+        }
+        let abort = own_call(&mut rig, "a");
+        assert_eq!(abort["method"], json!("session.abort"));
+        rig.backend("a", &result(abort["id"].clone(), json!({"success": true})));
+        let aborted = json!({"aborted": true});
+        rig.backend("a", &event("s1", "session.idle", aborted));
+        rig.silent();
+        rig.client(&read(5, "s1"));
+        assert_eq!(rig.heard_ids("a"), [json!(5)]);
+    }
+}
+
+#[test]
+fn a_turn_ends_when_the_answer_that_it_waits_for_is_too_large_to_be_held() {
+    let mut rig = waiting_turn();
+    rig.settings.frame.frame = 0;
+    rig.shell = Shell::Manual;
+    rig.lose("a");
+    let large = "x".repeat(700 * 1024);
+    let held = json!({"sessionId": "s1", "more": large});
+    rig.client(&request(1, "session.getMessages", held));
+    rig.silent();
+    let params = json!({"sessionId": "s1", "requestId": "r1", "result": large});
+    rig.client(&request(2, "session.tools.handlePendingToolCall", params));
+    let said = rig.said();
+    assert_eq!(kinds(&said[..2]), ["session.error", "session.idle"]);
+    assert_eq!(said[2]["id"], json!(2));
+    assert!(said[2]["error"]["code"].is_i64());
+    assert_eq!(rig.mux.open_turns(), 0);
+}
+
+#[test]
+fn a_turn_whose_answer_could_not_be_given_again_does_not_outlive_its_backend() {
+    for acknowledged in [false, true] {
+        let mut rig = waiting_turn();
+        let large = "x".repeat(100 * 1024);
+        let params = json!({"sessionId": "s1", "requestId": "r1", "result": large});
+        rig.client(&request(2, "session.tools.handlePendingToolCall", params));
+        if acknowledged {
+            rig.backend("a", &result(2, json!({"success": true})));
+            rig.said();
+        }
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        let said = rig.said();
+        assert_eq!(kinds(&said[..2]), ["session.error", "session.idle"]);
+        assert_eq!(said.len(), if acknowledged { 2 } else { 3 });
+        grant(&mut rig, "b", "session.resume", json!({}));
+        grant(&mut rig, "b", "session.abort", json!({"success": true}));
+    }
 }
