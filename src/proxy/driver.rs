@@ -350,9 +350,7 @@ impl Driver {
                 store.lock().stands(session, self.id, Standing::Lost);
                 store.announce();
             }
-            Output::Frozen { session, ticket } => {
-                self.shared.moves.frozen(ticket, &session, self.id);
-            }
+            Output::Frozen { ticket, .. } => self.shared.moves.frozen(ticket, self.id),
             Output::Reopened(session) => drop(self.permits.remove(&session)),
             Output::ClosedByBackend { session, backend } => {
                 let holders = store.lock().holders(session.as_str());

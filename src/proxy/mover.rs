@@ -49,7 +49,7 @@ impl Moves {
     }
 
     /// `connection` stands still with the session that this ticket is for.
-    pub(super) fn frozen(&self, ticket: u64, _session: &SessionId, connection: ConnectionId) {
+    pub(super) fn frozen(&self, ticket: u64, connection: ConnectionId) {
         if let Some(mover) = self.lock().get(&ticket) {
             // Full or gone: it looks at the directory anyway.
             let _seen = mover.try_send(connection);

@@ -211,6 +211,7 @@ impl Mux {
         *handle = serde_json::Value::from(now.as_str());
         serde_json::to_vec(&value).ok()
     }
+
     /// Holds an answer back until what it acknowledges is on disk: within some 150 ms after it a
     /// crash would undo it (docs/protocol.md). Whether it does.
     pub(super) fn withhold(

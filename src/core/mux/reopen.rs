@@ -72,6 +72,20 @@ pub(super) enum Cause {
 }
 
 impl Reopening {
+    fn new(since: Instant, cause: Cause, from: &BackendName, stage: Stage) -> Self {
+        Self {
+            since,
+            cause,
+            from: from.clone(),
+            stage,
+            failures: 0,
+            created: false,
+            answered: 0,
+            wanted: false,
+            repeated: 0,
+        }
+    }
+
     pub(super) fn is_calling(&self) -> bool {
         self.stage == Stage::Calling
     }
@@ -120,20 +134,11 @@ impl Mux {
         self.abandon_errands(key);
         self.gates.retain(|(_, k)| *k != key);
         self.forget_question(key);
-        let entry = &self.entries[key];
-        let since = entry.reopening.as_ref().map_or(cx.now, |r| r.since);
-        let failures = entry.reopening.as_ref().map_or(0, |r| r.failures);
-        let reopening = Reopening {
-            since,
-            cause,
-            from: from.clone(),
-            stage: Stage::Pausing(cx.now),
-            failures,
-            created: false,
-            answered: 0,
-            wanted: false,
-            repeated: 0,
-        };
+        let was = self.entries[key].reopening.as_ref();
+        let (since, failures) = was.map_or((cx.now, 0), |was| (was.since, was.failures));
+        let stage = Stage::Pausing(cx.now);
+        let mut reopening = Reopening::new(since, cause, from, stage);
+        reopening.failures = failures;
         self.change_entry(cx.now, key, |entry| {
             entry.slot = None;
             entry.attached = false;
@@ -161,17 +166,7 @@ impl Mux {
 
     /// Stands still with a session that is open here.
     pub(super) fn freeze(&mut self, cx: &Context<'_>, key: usize, from: &BackendName) {
-        let reopening = Reopening {
-            since: cx.now,
-            cause: Cause::Moved,
-            from: from.clone(),
-            stage: Stage::Frozen,
-            failures: 0,
-            created: false,
-            answered: 0,
-            wanted: false,
-            repeated: 0,
-        };
+        let reopening = Reopening::new(cx.now, Cause::Moved, from, Stage::Frozen);
         self.change_entry(cx.now, key, |entry| {
             entry.attached = false;
             entry.reopening = Some(Box::new(reopening));
@@ -366,6 +361,7 @@ impl Mux {
         let method = method.to_owned();
         self.call_own(cx, key, slot, errand, &method, &params, out);
     }
+
     /// What follows from it.
     pub(super) fn handle_own_answer(
         &mut self,

@@ -570,64 +570,6 @@ fn who_could_not_open_it_where_it_was_to_be_has_lost_it_again() {
     assert_eq!(lost.len(), 1, "else it would wait for itself");
 }
 
-/// A server that is told to end says of its pending tools that nobody wants their answers; in the
-/// next process they are pending again, and the client does not answer twice.
-#[test]
-fn an_answer_that_a_dying_server_did_not_want_is_given_to_the_next() {
-    let mut rig = rig();
-    rig.open("s1", "a");
-    rig.backend(
-        "a",
-        &event("s1", "user.message", json!({"messageId": "m1"})),
-    );
-    let data = json!({"requestId": "r1"});
-    rig.backend("a", &event("s1", "external_tool.requested", data));
-    let answer = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
-    rig.client(&request(2, "session.tools.handlePendingToolCall", answer));
-    rig.backend("a", &result(2, json!({"success": false})));
-    rig.said();
-    rig.homes.insert("s1".into(), "b".into());
-    rig.lose("a");
-    rig.silent();
-    grant(&mut rig, "b", "session.resume", json!({}));
-    let method = "session.tools.handlePendingToolCall";
-    let again = grant(&mut rig, "b", method, json!({"success": true}));
-    assert_eq!(again["result"], json!("x"));
-    let processing = json!({"processing": true});
-    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
-    assert_eq!(rig.mux.open_turns(), 1);
-}
-
-/// Told as lost, and perhaps not over: it is aborted, in the next process too.
-#[test]
-fn a_turn_that_is_told_as_lost_is_aborted_wherever_it_may_go_on() {
-    let mut rig = rig();
-    rig.open("s1", "a");
-    rig.backend(
-        "a",
-        &event("s1", "user.message", json!({"messageId": "m1"})),
-    );
-    let data = json!({"requestId": "r1"});
-    rig.backend("a", &event("s1", "external_tool.requested", data));
-    rig.homes.insert("s1".into(), "b".into());
-    rig.lose("a");
-    grant(&mut rig, "b", "session.resume", json!({}));
-    let processing = json!({"processing": true});
-    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
-    let answer = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
-    rig.client(&request(2, "session.tools.handlePendingToolCall", answer));
-    rig.heard("b");
-    rig.backend("b", &result(2, json!({"success": false})));
-    assert_eq!(own_call(&mut rig, "b")["method"], json!("session.abort"));
-    assert_eq!(rig.mux.open_turns(), 0);
-    rig.homes.insert("s1".into(), "c".into());
-    rig.lose("b");
-    grant(&mut rig, "c", "session.resume", json!({}));
-    grant(&mut rig, "c", "session.abort", json!({"success": true}));
-    rig.client(&read(3, "s1"));
-    assert_eq!(rig.heard_ids("c"), [json!(3)]);
-}
-
 #[test]
 fn a_server_that_is_shutting_down_is_left_at_once_and_what_it_refused_is_asked_again() {
     let mut rig = rig();

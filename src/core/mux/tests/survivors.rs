@@ -177,3 +177,41 @@ fn a_turn_whose_answer_could_not_be_given_again_does_not_outlive_its_backend() {
         grant(&mut rig, "b", "session.abort", json!({"success": true}));
     }
 }
+
+/// A server that is told to end says of its pending tools that nobody wants their answers; in the
+/// next process they are pending again, and the client does not answer twice.
+#[test]
+fn an_answer_that_a_dying_server_did_not_want_is_given_to_the_next() {
+    let mut rig = waiting_turn();
+    rig.client(&answer(2, "r1"));
+    rig.backend("a", &result(2, json!({"success": false})));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    rig.silent();
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let method = "session.tools.handlePendingToolCall";
+    let again = grant(&mut rig, "b", method, json!({"success": true}));
+    assert_eq!(again["result"], json!("x"));
+    let processing = json!({"processing": true});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    assert_eq!(rig.mux.open_turns(), 1);
+}
+
+/// Told as lost, and perhaps not over: it is aborted, in the next process too.
+#[test]
+fn a_turn_that_is_told_as_lost_is_aborted_wherever_it_may_go_on() {
+    let mut rig = waiting_turn();
+    outlive(&mut rig, "a", "b");
+    rig.client(&answer(2, "r1"));
+    rig.heard("b");
+    rig.backend("b", &result(2, json!({"success": false})));
+    assert_eq!(own_call(&mut rig, "b")["method"], json!("session.abort"));
+    assert_eq!(rig.mux.open_turns(), 0);
+    rig.homes.insert("s1".into(), "c".into());
+    rig.lose("b");
+    grant(&mut rig, "c", "session.resume", json!({}));
+    grant(&mut rig, "c", "session.abort", json!({"success": true}));
+    rig.client(&read(3, "s1"));
+    assert_eq!(rig.heard_ids("c"), [json!(3)]);
+}
