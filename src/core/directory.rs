@@ -348,8 +348,13 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        record.last_use = now;
+        let before = record.holders.len();
         record.holders.retain(|h| h.connection != holder);
+        if record.holders.len() == before {
+            // It holds nothing, so nothing ends with it.
+            return;
+        }
+        record.last_use = now;
         if record.holders.is_empty() {
             let owner = record.owner.clone();
             self.close(session);

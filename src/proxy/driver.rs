@@ -6,6 +6,7 @@
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
 mod parting;
+mod searches;
 mod tally;
 
 use std::{
@@ -21,11 +22,12 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{net::TcpStream, time::Sleep};
 
+use self::searches::Searches;
 use super::{
     Rules, Shared,
     error_lines::ErrorLines,
     hub::{Mailbox, Message},
-    locator::{self, Found, Locating},
+    locator::Found,
     outbuf::OutBuf,
     pacer::Permit,
     port::{Alive, Boxed},
@@ -59,7 +61,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What a started piece of work ends with.
 enum Done {
     Connected(SlotId, io::Result<TcpStream>),
-    Located(u64, bool, Found, Option<SessionId>),
+    /// None if it was ended before it was over.
+    Located(u64, Option<Found>),
     Served(u64, Served),
     SeenOff,
 }
@@ -102,6 +105,7 @@ pub struct Driver {
     gone_why: Option<&'static str>,
     said_closed: bool,
     error_lines: ErrorLines,
+    searches: Searches,
     /// One for each session that is being opened again.
     permits: HashMap<SessionId, Permit>,
 }
@@ -134,6 +138,7 @@ impl Driver {
             gone_why: None,
             said_closed: false,
             error_lines: ErrorLines::default(),
+            searches: Searches::default(),
             permits: HashMap::new(),
             rules,
         }
@@ -149,6 +154,7 @@ impl Driver {
         });
         std::future::poll_fn(|task| self.poll(task)).await;
         // From here on nobody hears this connection, so nothing may count it as attached.
+        self.end_searches();
         self.shared.hub.leave(self.id);
         self.shared.providers.leave(self.id);
         let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
@@ -312,20 +318,7 @@ impl Driver {
                 self.mux
                     .handle_authenticated(cx, ticket, answer, &mut self.out);
             }
-            Output::Locate(question) => {
-                let (ticket, attaches) = (question.ticket, question.purpose.attaches());
-                match locator::locate(&self.shared, &self.rules, self.id, &question) {
-                    Locating::Done(outcome) => {
-                        self.mux.handle_located(cx, ticket, outcome, &mut self.out);
-                    }
-                    Locating::Asking(future) => {
-                        let session = question.session;
-                        self.work.push(Box::pin(async move {
-                            Done::Located(ticket, attaches, future.await, session)
-                        }));
-                    }
-                }
-            }
+            Output::Locate(question) => self.locate(cx, question),
             Output::Serve(call) => {
                 let ticket = call.ticket;
                 let future = services::serve(&self.shared, &self.rules, self.id, call);
@@ -614,6 +607,7 @@ impl Driver {
 
     fn poll_work(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
         let mut progress = false;
+        self.end_forgotten_searches();
         while !self.work.is_empty()
             && let Poll::Ready(Some(done)) = self.work.poll_next_unpin(task)
         {
@@ -625,24 +619,8 @@ impl Driver {
                 Done::Connected(slot, Err(_)) => {
                     self.upstream_ended(now, snapshot, task, slot, "connect failed");
                 }
-                Done::Located(ticket, attaches, found, session) => {
-                    let Found { outcome, permit } = found;
-                    if self.mux.is_closed() {
-                        if let (true, Ok(_), Some(session)) = (attaches, &outcome, session) {
-                            self.shared
-                                .store
-                                .lock()
-                                .release(now, session.as_str(), self.id);
-                        }
-                        continue;
-                    }
-                    if let (Some(permit), Some(session)) = (permit, session) {
-                        self.permits.insert(session, permit);
-                    }
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_located(cx, ticket, outcome, out);
-                        0
-                    });
+                Done::Located(ticket, found) => {
+                    self.located(now, snapshot, task, (ticket, found));
                 }
                 Done::SeenOff => {}
                 Done::Served(ticket, served) => {

@@ -219,13 +219,15 @@ impl Store {
         holder: ConnectionId,
         decide: &(dyn Fn(&mut Directory) -> Claim + Sync),
     ) -> Unanswered<'a> {
-        let held = directory.holders(session.as_str()).contains(&holder);
+        let held = directory.claimed_at(session.as_str(), holder).is_some();
         let claim = decide(&mut directory);
+        let claimed = directory.claimed_at(session.as_str(), holder);
+        let claimed = claimed.filter(|_| !held);
         Unanswered {
             store: self,
             claim,
             batch: directory.publish(Some(session)),
-            claimed: (!held).then_some((session, holder)),
+            claimed: claimed.map(|at| (session, holder, at)),
         }
     }
 
@@ -336,7 +338,7 @@ pub(super) struct Unanswered<'a> {
     /// What to wait for.
     batch: Option<u64>,
     /// None if it was held before.
-    claimed: Option<(&'a SessionId, ConnectionId)>,
+    claimed: Option<(&'a SessionId, ConnectionId, Instant)>,
 }
 
 impl Unanswered<'_> {
@@ -349,9 +351,9 @@ impl Unanswered<'_> {
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        if let Some((session, holder)) = self.claimed {
+        if let Some((session, holder, claimed)) = self.claimed {
             let mut directory = self.store.lock();
-            directory.release(Instant::now(), session.as_str(), holder);
+            directory.unclaim(Instant::now(), session.as_str(), holder, claimed);
         }
     }
 }

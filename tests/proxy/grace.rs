@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     leaks::nothing_is_left,
-    rig::{Client, Conf, Disks, Rig, bounded, event, until},
+    rig::{Client, Conf, Disks, Rig, bounded, event, id_placed_on, until},
 };
 
 const PARKED: &str = "taxiway_sessions_parked";
@@ -181,6 +181,41 @@ async fn a_backend_that_dies_takes_what_is_parked_with_it() {
         new.turn("s", "after").await;
         drop(new);
         nothing_is_left(&rig).await;
+    })
+    .await;
+}
+
+/// A search for a session that the client has left meanwhile does not count it as one who has it.
+#[tokio::test]
+async fn what_was_looked_for_when_its_client_left_is_held_by_nobody() {
+    bounded(60, async {
+        let mut rig = rig(Disks::Separate, "40s").await;
+        let away = id_placed_on(rig.admin(), "s1", "away").await;
+        let busy = id_placed_on(rig.admin(), "s2", "busy").await;
+        let old = in_turn(&rig, &busy, "[[len 100000]] [[slow 20]]").await;
+        old.create(&away).await;
+        old.turn(&away, "before").await;
+        rig.sims.get("s1").kill();
+        rig.admin().health("s1", &["down"]).await;
+        drop(old);
+        parked(&rig, 1.0).await;
+        rig.sims.restart("s1").await;
+        rig.admin().health("s1", &["up", "probation"]).await;
+        let new = rig.client().await;
+        new.call("session.resume", resume(&away)).await.unwrap();
+        new.turn(&away, "after").await;
+        drop(new);
+        until("nobody to hold it", async || {
+            let shown = rig.admin().get("/api/v1/sessions?limit=10").await;
+            let mut items = shown["items"].as_array().unwrap().iter();
+            let item = items.find(|item| item["id"] == away.as_str()).unwrap();
+            match (&item["open"], &item["connections"]) {
+                (Value::Bool(false), count) if *count == 0 => Ok(()),
+                _ => Err(item.clone()),
+            }
+        })
+        .await;
+        parked(&rig, 1.0).await;
     })
     .await;
 }

@@ -20,6 +20,40 @@ impl Directory {
         }
     }
 
+    /// Whether `holder` may open `session` at `backend`, as it was told before: nothing has changed
+    /// since. From now on it is about to, whatever was thought of it.
+    pub fn confirm(&mut self, session: &str, backend: &BackendName, holder: ConnectionId) -> bool {
+        let Some(record) = self.sessions.get_mut(session) else {
+            return false;
+        };
+        if record.moving || record.owner.as_ref() != Some(backend) {
+            return false;
+        }
+        let mut holders = record.holders.iter_mut();
+        let Some(holder) = holders.find(|h| h.connection == holder) else {
+            return false;
+        };
+        if holder.standing == Standing::Lost {
+            holder.standing = Standing::Attaching;
+            self.note(session);
+        }
+        true
+    }
+
+    /// When `holder` has claimed `session` last, if it holds it.
+    pub fn claimed_at(&self, session: &str, holder: ConnectionId) -> Option<Instant> {
+        let record = self.sessions.get(session)?;
+        let holder = record.holders.iter().find(|h| h.connection == holder)?;
+        Some(holder.claimed)
+    }
+
+    /// Takes back the claim that `holder` has made at that time, unless it has claimed again since.
+    pub fn unclaim(&mut self, now: Instant, session: &str, holder: ConnectionId, claimed: Instant) {
+        if self.claimed_at(session, holder) == Some(claimed) {
+            self.release(now, session, holder);
+        }
+    }
+
     /// The client of `holder` has left `session` in a turn; its connection stays for a while.
     pub fn park(&mut self, session: &str, holder: ConnectionId) {
         if let Some(record) = self.sessions.get_mut(session)

@@ -360,3 +360,41 @@ fn a_former_owner_that_is_no_part_of_the_pool_stops_nobody() {
     assert_eq!(d.known(now, "s2").maybe_open_at, Some(b(2)));
     d.check_invariants();
 }
+
+#[test]
+fn a_claim_is_taken_back_only_by_who_made_it_last() {
+    let now = Instant::now();
+    let later = now + Duration::from_millis(1);
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    let who = ConnectionId(1);
+    d.claim(now, &s(1), &b(1), who);
+    assert_eq!(d.claimed_at("s1", who), Some(now));
+    d.claim(later, &s(1), &b(1), who);
+    d.unclaim(later, "s1", who, now);
+    assert_eq!(d.known(later, "s1").holders, 1, "claimed again since");
+    d.unclaim(later, "s1", who, later);
+    assert_eq!(d.known(later, "s1"), Known::default());
+    d.backend_silent(now, &b(1));
+    d.claim(now, &s(2), &b(1), who);
+    d.release(now, "s2", who);
+    d.release(now, "s2", ConnectionId(2));
+    let maybe = d.known(now, "s2").maybe_open_at;
+    assert_eq!(maybe, Some(b(1)), "who holds nothing ends nothing");
+}
+
+#[test]
+fn an_answer_counts_if_nothing_has_changed_since() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    let who = ConnectionId(1);
+    d.claim(now, &s(1), &b(1), who);
+    assert!(d.confirm("s1", &b(1), who));
+    assert!(!d.confirm("s1", &b(2), who), "another owner");
+    assert!(!d.confirm("s1", &b(1), ConnectionId(2)), "not counted");
+    d.stands("s1", who, Standing::Lost);
+    assert!(d.confirm("s1", &b(1), who));
+    assert!(!d.known(now, "s1").adrift, "it is about to open it");
+    d.stands("s1", who, Standing::Lost);
+    assert!(d.begin_move("s1", &b(1)));
+    assert!(!d.confirm("s1", &b(1), who), "it is being closed");
+}

@@ -295,6 +295,27 @@ impl Mux {
         self.life == Life::Closed
     }
 
+    /// Whether the answer to the question with this ticket is still waited for.
+    pub fn awaits(&self, ticket: u64) -> bool {
+        self.questions.contains_key(&ticket)
+    }
+
+    /// Whether the directory is to count this connection among the holders of `session`.
+    pub fn holds(&self, session: &str) -> bool {
+        let key = self.by_session.get(session);
+        key.is_some_and(|key| self.entries[*key].claimed)
+    }
+
+    /// Whether it holds `session` and hears it nowhere, nor is about to.
+    pub fn has_lost(&self, session: &str) -> bool {
+        let key = self.by_session.get(session);
+        key.is_some_and(|key| {
+            let entry = &self.entries[*key];
+            let reopening = entry.reopening.as_ref();
+            entry.claimed && reopening.is_some_and(|r| !r.is_calling())
+        })
+    }
+
     /// Whether there is a client.
     fn is_heard(&self) -> bool {
         matches!(self.life, Life::Open | Life::Draining)

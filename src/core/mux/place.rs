@@ -244,6 +244,14 @@ impl Mux {
         self.close_if_quiet();
     }
 
+    /// The answer to this question would have been out of date: it is asked once more, if it is
+    /// waited for still.
+    pub fn handle_astray(&mut self, question: Locate) {
+        if self.awaits(question.ticket) {
+            self.outputs.push_back(Output::Locate(question));
+        }
+    }
+
     /// Fails what the question was for. What waits for something else behind it is asked anew.
     fn session_missed(
         &mut self,

@@ -163,6 +163,7 @@ struct Stats {
     completed: u64,
     not_found: u64,
     stale: u64,
+    forgotten: u64,
     steps: u64,
 }
 
@@ -481,6 +482,7 @@ fn sum(all: impl Iterator<Item = Stats>) -> Stats {
         completed: a.completed + b.completed,
         not_found: a.not_found + b.not_found,
         stale: a.stale + b.stale,
+        forgotten: a.forgotten + b.forgotten,
         steps: a.steps + b.steps,
     })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::{Act, MS, SECOND, World, faults::Fault};
 use crate::core::{
     balance::{self, Policy},
-    directory::Claim,
+    directory::{Claim, Standing},
     event::PlacementReason,
     id::{BackendName, ConnectionId, SessionId},
     locate::{self, Destination, Findings, Purpose, Refusal, Return, Step},
@@ -237,6 +237,9 @@ impl World {
 
     /// A search goes on.
     pub(super) fn wake(&mut self, number: u64, round: u64) {
+        if self.is_forgotten(number) {
+            return self.end_forgotten(number);
+        }
         let Some(search) = self.searches.get_mut(&number).filter(|s| s.round == round) else {
             return;
         };
@@ -458,6 +461,9 @@ impl World {
         open: Reply,
         disk: Reply,
     ) {
+        if self.is_forgotten(number) {
+            return self.end_forgotten(number);
+        }
         let Some(search) = self.searches.get_mut(&number).filter(|s| s.round == round) else {
             return;
         };
@@ -550,6 +556,42 @@ impl World {
         Ok(found)
     }
 
+    // As `proxy::driver::searches`.
+
+    /// Whether its machine does not wait for its answer any more.
+    fn is_forgotten(&self, number: u64) -> bool {
+        self.searches.get(&number).is_some_and(|search| {
+            let mux = self.clients[search.client].mux.as_ref();
+            mux.is_some_and(|mux| !mux.awaits(search.question.ticket))
+        })
+    }
+
+    fn end_forgotten(&mut self, number: u64) {
+        let search = &self.searches[&number];
+        let (at, session) = (search.client, search.session.clone());
+        self.note(|| format!("c{at}: search {number} for {session} is not wanted any more"));
+        self.drop_search(number);
+        self.stats.forgotten += 1;
+        self.put_right(at, &session);
+    }
+
+    /// Makes the directory agree with a machine about a session that a search may have counted.
+    fn put_right(&mut self, at: usize, session: &SessionId) {
+        let me = self.clients[at].connection;
+        let Some(mux) = &self.clients[at].mux else {
+            return;
+        };
+        let now = self.instant();
+        let mut searches = self.searches.values();
+        let searched = searches.any(|s| s.connection == me && s.session == *session);
+        if mux.has_lost(session.as_str()) {
+            self.directory.stands(session.as_str(), me, Standing::Lost);
+            self.wake_for_store();
+        } else if !mux.holds(session.as_str()) && !searched {
+            self.directory.release(now, session.as_str(), me);
+        }
+    }
+
     /// The answer, for the machine.
     fn found(
         &mut self,
@@ -558,8 +600,13 @@ impl World {
         permit: Option<BackendName>,
     ) {
         let search = self.searches.remove(&number).unwrap();
-        let at = search.client;
+        let (at, me) = (search.client, search.connection);
         self.note(|| format!("c{at}: search {number} for {}: {outcome:?}", search.session));
+        if let (Ok(located), true) = (&outcome, search.question.purpose.attaches()) {
+            let session = search.session.as_str();
+            // Nothing comes in between here.
+            assert!(self.directory.confirm(session, &located.backend, me));
+        }
         if let Some(backend) = permit {
             let session = search.session.to_string();
             let before = self.clients[at]
@@ -574,6 +621,9 @@ impl World {
             mux.handle_located(cx, ticket, outcome, out);
             0
         });
+        if search.question.purpose.attaches() {
+            self.put_right(at, &search.session);
+        }
     }
 
     /// Connections that count as holders for an answer that is still to come.
