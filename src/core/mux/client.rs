@@ -237,9 +237,11 @@ impl Mux {
             | Class::Unknown => {
                 if class == Class::Detach
                     && let Some(session) = named
-                    && !self.by_session.contains_key(session)
+                    && self.is_nowhere(session)
                 {
-                    self.answer_detach(&method, token, out);
+                    let held = self.forsake(cx, session, out);
+                    self.answer_detach(&method, held, token, out);
+                    self.close_if_quiet();
                     return;
                 }
                 let key = named.map(|session| match self.by_session.get(session) {
@@ -255,10 +257,11 @@ impl Mux {
         }
     }
 
-    /// A detach from a session that this connection is not attached to: there is nothing to detach,
-    /// wherever the session is, so it needs no backend. The answers are the CLI's (PROTOCOL §8).
-    fn answer_detach(&mut self, method: &str, token: &[u8], out: &mut Outbox) {
-        let success = if method == "session.destroy" {
+    /// A detach from a session that this connection is attached to nowhere: there is nothing to
+    /// detach, wherever the session is, so it needs no backend. The answers are the CLI's
+    /// (PROTOCOL §8); to a client that has not been told that it is not attached, it is.
+    fn answer_detach(&mut self, method: &str, held: bool, token: &[u8], out: &mut Outbox) {
+        let success = if method == "session.destroy" && !held {
             r#"{"success":false}"#
         } else {
             r#"{"success":true}"#

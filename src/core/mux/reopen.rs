@@ -17,7 +17,7 @@ use super::{
     upstream::SlotId,
 };
 use crate::core::{
-    event::{ClosedBy, Event, ReopenResult},
+    event::{ClosedBy, Event, ReopenResult, TurnOutcome},
     id::BackendName,
     locate::Purpose,
     reopen::{self, Form},
@@ -634,6 +634,42 @@ impl Mux {
             self.held_bytes -= held.body.len();
             self.fail(cx, &held.call, error, out);
         }
+    }
+
+    /// Whether this connection hears the session nowhere, and is not about to: there is nothing to
+    /// detach from.
+    pub(super) fn is_nowhere(&self, session: &str) -> bool {
+        let key = self.by_session.get(session);
+        key.is_none_or(|key| {
+            let reopening = self.entries[*key].reopening.as_ref();
+            reopening.is_some_and(|r| !r.is_here())
+        })
+    }
+
+    /// The client gives up a session that waits for its backend: nobody needs it opened again.
+    /// Whether there was one.
+    pub(super) fn forsake(&mut self, cx: &Context<'_>, session: &str, out: &mut Outbox) -> bool {
+        let Some(key) = self.by_session.get(session).copied() else {
+            return false;
+        };
+        let error = self.away(cx, key);
+        self.abandon_errands(key);
+        self.forget_question(key);
+        let from = self.entries[key].reopening.as_ref().map(|r| r.from.clone());
+        let (outcome, by) = (TurnOutcome::Lost, ClosedBy::Client);
+        self.record_turn(cx, key, from, outcome, by, None);
+        self.change_entry(cx.now, key, |entry| {
+            entry.reopening = None;
+            entry.kept = None;
+            entry.forget_asked();
+        });
+        let entry = &mut self.entries[key];
+        let name = entry.id.clone();
+        let held = std::mem::take(&mut entry.held);
+        self.outputs.push_back(Output::Reopened(name));
+        self.fail_held(cx, held, &error, out);
+        self.settle_entry(key);
+        true
     }
 
     /// How a turn is lost whose backend is: with a way back or without one.

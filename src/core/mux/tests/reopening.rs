@@ -586,3 +586,44 @@ fn a_server_that_is_shutting_down_is_left_at_once_and_what_it_refused_is_asked_a
     grant(&mut rig, "b", "session.resume", json!({}));
     assert_eq!(rig.heard_ids("b"), [json!(1)]);
 }
+
+#[test]
+fn a_client_that_leaves_a_session_which_is_away_does_not_wait_for_it() {
+    for (method, success) in [("session.detach", true), ("session.destroy", true)] {
+        let mut rig = rig();
+        rig.open("s1", "a");
+        rig.shell = Shell::Manual;
+        rig.lose("a");
+        rig.client(&read(1, "s1"));
+        rig.client(&request(2, method, json!({"sessionId": "s1"})));
+        let said = rig.said();
+        assert_eq!(said[0]["error"]["code"], json!(-32010), "{said:#?}");
+        assert_eq!(said[1]["result"], json!({"success": success}));
+        assert!(rig.claims.is_empty());
+        let question = rig.asked();
+        assert!(!rig.mux.awaits(question.ticket), "nobody needs the answer");
+        rig.shell = Shell::Auto;
+        rig.refuse_locate(&question);
+        rig.silent();
+        // A second time there is nothing to leave.
+        rig.client(&request(3, method, json!({"sessionId": "s1"})));
+        let left = json!({"success": method == "session.detach"});
+        assert_eq!(rig.said()[0]["result"], left);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_while_opening_it_again_has_failed_does_not_wait_either() {
+    let mut rig = rig();
+    rig.open("s1", "a");
+    rig.lose("a");
+    // Opened again at once, and refused.
+    let asked = rig.heard("a");
+    let id = asked[0]["id"].clone();
+    rig.backend("a", &failure(id, "not now"));
+    rig.client(&request(1, "session.detach", json!({"sessionId": "s1"})));
+    assert_eq!(rig.said()[0]["result"], json!({"success": true}));
+    assert!(rig.claims.is_empty());
+    rig.pass(Duration::from_secs(60));
+    rig.silent();
+}

@@ -265,7 +265,12 @@ impl World {
             State::Attached if quiet || view.actions == 0 => return,
             State::Attached => view.actions -= 1,
         }
+        let mux = self.clients[at].mux.as_ref();
+        let is_away = mux.is_some_and(|mux| mux.has_lost(session));
+        // Who has to wait for a session is more likely to leave it.
+        let leaves = is_away && self.chance.percent(40);
         match self.chance.below(100) {
+            _ if leaves => self.detach_from(at, session),
             0..48 => self.send(at, session, false),
             48..58 => self.send(at, session, true),
             58..68 => {
@@ -297,14 +302,16 @@ impl World {
                     &more,
                 );
             }
-            _ => {
-                let view = self.view(at, session);
-                view.state = State::Leaving;
-                view.doubt = true;
-                self.call(at, session, Kind::Detach, "session.detach", "");
-            }
+            _ => self.detach_from(at, session),
         }
         self.think_later(at, session, 6 * SECOND);
+    }
+
+    fn detach_from(&mut self, at: usize, session: &str) {
+        let view = self.view(at, session);
+        view.state = State::Leaving;
+        view.doubt = true;
+        self.call(at, session, Kind::Detach, "session.detach", "");
     }
 
     fn send(&mut self, at: usize, session: &str, wait: bool) {
