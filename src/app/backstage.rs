@@ -226,6 +226,7 @@ impl Backstage for Stagehand {
             "connections": known.holders,
             "parked": known.parked.is_some(),
             "turn_open": known.in_turn,
+            "moving": known.moving,
             "next_call": next,
             "placement_if_new": placed.map(|(b, reason)| json!({
                 "backend": b.to_string(), "reason": format!("{reason:?}"),

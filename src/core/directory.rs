@@ -57,7 +57,7 @@ struct Holder {
 #[derive(Debug)]
 struct Record {
     /// The backend that has it open, and the client connections that hold it. There is no owner
-    /// without holders; holders without an owner wait for the session to be opened again.
+    /// without holders, unless it is being moved; holders without an owner wait for the session to be opened again.
     owner: Option<BackendName>,
     holders: Vec<Holder>,
     /// All holders left while this backend was silent: it may have it open until it says no, or
@@ -74,8 +74,6 @@ struct Record {
     reported: Option<u64>,
     deleted_at: Option<Instant>,
     last_use: Instant,
-    /// Counts the owners that this session has had.
-    epoch: u64,
     /// It is being closed where it is, to be opened elsewhere or later: nobody may open it now.
     moving: bool,
     /// It is in [`Directory::dirty`].
@@ -109,7 +107,6 @@ impl Record {
             reported: None,
             deleted_at: None,
             last_use: now,
-            epoch: 0,
             moving: false,
             dirty: false,
         }
@@ -118,6 +115,11 @@ impl Record {
     /// Whether no connection hears the session any more, or is about to, although some hold it.
     fn is_adrift(&self) -> bool {
         !self.holders.is_empty() && self.holders.iter().all(|h| h.standing == Standing::Lost)
+    }
+
+    /// Whether somebody holds it, or it is still being closed.
+    fn is_open(&self) -> bool {
+        !self.holders.is_empty() || self.moving
     }
 
     fn is_deleted(&self, now: Instant) -> bool {
@@ -319,7 +321,6 @@ impl Directory {
         let opened = record.owner.is_none();
         record.owner = Some(at.clone());
         record.maybe_open_at = None;
-        record.epoch += u64::from(opened);
         match record.holders.iter_mut().find(|h| h.connection == holder) {
             Some(holder) => {
                 holder.claimed = now;
@@ -356,7 +357,7 @@ impl Directory {
         }
         record.last_use = now;
         if record.holders.is_empty() {
-            let owner = record.owner.clone();
+            let owner = record.owner.clone().filter(|_| !record.moving);
             self.close(session);
             if let Some(owner) = owner {
                 self.note_left(now, &SessionId::from(session), owner);
@@ -378,15 +379,21 @@ impl Directory {
             return;
         };
         record.holders.clear();
-        record.moving = false;
         record.maybe_open_at = None;
         let in_turn = record.turn.take().is_some();
-        if let Some(owner) = record.owner.take() {
+        // What is being closed there by the mover keeps its owner until that is done: the close
+        // would reach who opens it meanwhile.
+        let owner = record.owner.take_if(|_| !record.moving);
+        if let Some(owner) = owner {
             let load = self.loads.entry(owner).or_default();
             load.sessions = load.sessions.saturating_sub(1);
             if in_turn {
                 load.turns = load.turns.saturating_sub(1);
             }
+        }
+        if record.moving {
+            self.touch(&SessionId::from(session));
+            return;
         }
         let leaves_nothing = !record.has_history && record.deleted_at.is_none();
         self.touch(&SessionId::from(session));
@@ -539,68 +546,6 @@ impl Directory {
         self.close(session.as_str());
     }
 
-    // News.
-
-    /// The session list of `backend`, just read. Sessions that were at home there and are not
-    /// listed any more are forgotten unless open.
-    pub fn learn_disk(&mut self, now: Instant, backend: &BackendName, listed: &[SessionId]) {
-        if self.mode == Mode::Sticky {
-            let current: HashSet<&str> = listed.iter().map(SessionId::as_str).collect();
-            let mut gone = Vec::new();
-            self.sessions.retain(|id, r| {
-                let stays = r.home.as_ref() != Some(backend)
-                    || !r.holders.is_empty()
-                    || r.maybe_open_at.is_some()
-                    || r.deleted_at.is_some()
-                    || current.contains(id.as_str());
-                if !stays {
-                    gone.push(id.clone());
-                }
-                stays
-            });
-            if let Some(count) = self.homes.get_mut(backend) {
-                *count -= gone.len();
-            }
-            for session in &gone {
-                self.touch(session);
-            }
-        }
-        for session in listed {
-            self.learn_history(now, session, backend);
-        }
-    }
-
-    /// `backend` says that `session` was deleted. With separate disks that is news only from the
-    /// one that has it: another may have deleted a copy that it should never have had.
-    pub fn learn_deleted(&mut self, now: Instant, session: &SessionId, backend: &BackendName) {
-        let elsewhere = self.mode == Mode::Sticky
-            && self.sessions.get(session).is_some_and(|r| {
-                let has_it = r.owner.as_ref().or(r.home.as_ref());
-                has_it.is_some_and(|has_it| has_it != backend)
-            });
-        if !elsewhere {
-            self.delete(now, session);
-        }
-    }
-
-    /// `session` has had a turn and lies on the disk of `backend`.
-    pub fn learn_history(&mut self, now: Instant, session: &SessionId, backend: &BackendName) {
-        let sticky = self.mode == Mode::Sticky;
-        let record = self.entry(now, session);
-        if record.is_deleted(now) {
-            return;
-        }
-        let mut news = !std::mem::replace(&mut record.has_history, true);
-        if sticky && record.home.is_none() {
-            record.home = Some(backend.clone());
-            *self.homes.entry(backend.clone()).or_default() += 1;
-            news = true;
-        }
-        if news {
-            self.touch(session);
-        }
-    }
-
     // Turns.
 
     /// A turn of `session` begins. True for the connection that shall report it: the first to
@@ -609,7 +554,7 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return false;
         };
-        let Some(owner) = record.owner.clone() else {
+        let Some(owner) = record.owner.clone().filter(|_| !record.moving) else {
             return false;
         };
         if record.turn.is_some() {
@@ -666,7 +611,7 @@ impl Directory {
             };
             match self.sessions.get(&oldest) {
                 None => steps += 1,
-                Some(record) if !record.holders.is_empty() => self.ages.push_back(oldest),
+                Some(record) if record.is_open() => self.ages.push_back(oldest),
                 Some(_) => {
                     let home = self.sessions.remove(&oldest).and_then(|r| r.home);
                     self.leave_home(home);
@@ -688,6 +633,7 @@ mod invariants;
 mod kept;
 mod listing;
 mod moves;
+mod news;
 mod peers;
 
 #[cfg(test)]

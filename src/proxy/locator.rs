@@ -122,7 +122,7 @@ impl Search {
         let mut next = first;
         loop {
             let decided = match next {
-                Next::Claim(destination) => self.claim(destination).await,
+                Next::Claim(destination) => self.claim(destination, start).await,
                 Next::Ask(backends) => self.ask_and_decide(&backends).await,
                 Next::Wait { away, why } => {
                     let deadline = start + self.patience(&away);
@@ -406,7 +406,11 @@ impl Search {
     }
 
     /// Counts this connection at the destination, or where somebody else was faster.
-    async fn claim(&self, destination: Destination) -> Result<Next, Outcome> {
+    async fn claim(
+        &self,
+        destination: Destination,
+        start: tokio::time::Instant,
+    ) -> Result<Next, Outcome> {
         let (shared, session) = (&self.shared, &self.session);
         if destination.reason != PlacementReason::Owner
             && shared.providers.awaits(&destination.backend)
@@ -438,8 +442,12 @@ impl Search {
                 found.parked = self.parked_at(&found.backend);
                 Err(Ok(found))
             }
-            // A fraction of a second; the mover ends it whatever happens.
+            // A fraction of a second, unless the backend falls silent in it.
             Claim::Moving => {
+                if start.elapsed() >= self.patience(&found.backend) {
+                    let why = Refusal::OwnerAway(found.backend);
+                    return Err(Err(refused(Some(session), why)));
+                }
                 let _ended = tokio::time::timeout(ASK_AGAIN, changes.changed()).await;
                 self.first(&candidates(shared, self.purpose, &self.avoid))
             }

@@ -31,6 +31,9 @@ const AT_A_TIME: usize = 8;
 /// How long the clients of one session may stand still for each other.
 const STILL: Duration = Duration::from_secs(5);
 
+/// After this long without an answer a backend is asked once more to close a session.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Before a move that did not come about is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -138,6 +141,13 @@ struct Move {
     doors: Arc<Semaphore>,
 }
 
+/// Whether a session is closed where it was.
+enum Closed {
+    Yes,
+    /// The backend is gone or given up; if it lives after all, it must close it before it is used.
+    Perhaps,
+}
+
 /// What became of an attempt.
 enum Tried {
     /// It is open there no more, or never was.
@@ -196,27 +206,60 @@ impl Move {
             mover: self,
             closed: false,
         };
-        let timeout = self.shared.rules.load().aggregate_timeout.max(STILL);
-        let params = reply::session_params(self.session.as_str());
-        let answer = self
-            .shared
-            .pool
-            .ask(&self.backend, "sessions.close", params, timeout)
-            .await;
-        match answer {
-            // It answers `{}` whatever it knows of the session.
-            Answer::Result(_) | Answer::Error(_) => {
-                ended.closed();
-                Tried::Done
-            }
-            Answer::Gone => {
+        match self.close().await {
+            Closed::Yes => {}
+            Closed::Perhaps => {
                 let mut directory = self.shared.store.lock();
                 directory.left_behind(&self.session, &self.backend);
-                drop(directory);
-                ended.closed();
-                Tried::Done
             }
-            Answer::Silent => Tried::NotNow,
+        }
+        ended.closed();
+        Tried::Done
+    }
+
+    /// Closes it there. Returns once that is certain, however long it takes, or the backend is not
+    /// counted on any more: a close that is put to it and not answered may be carried out whenever
+    /// it wakes, and would reach whoever had opened the session by then.
+    async fn close(&self) -> Closed {
+        let pool = &self.shared.pool;
+        let params = reply::session_params(self.session.as_str());
+        loop {
+            let given_up = self.given_up();
+            let answer = pool.ask(
+                &self.backend,
+                "sessions.close",
+                params.clone(),
+                CLOSE_PATIENCE,
+            );
+            let answer = tokio::select! {
+                biased;
+                answer = answer => answer,
+                () = given_up => return Closed::Perhaps,
+            };
+            match answer {
+                // It answers `{}` whatever it knows of the session; and one call after the other,
+                // so the answer stands for those before it, too.
+                Answer::Result(_) | Answer::Error(_) => return Closed::Yes,
+                Answer::Gone => return Closed::Perhaps,
+                // Also if it could not be asked at present.
+                Answer::Silent => {}
+            }
+            tokio::select! {
+                () = self.given_up() => return Closed::Perhaps,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+        }
+    }
+
+    /// Returns once the backend is released, or no part of the pool any more.
+    async fn given_up(&self) {
+        let pool = &self.shared.pool;
+        loop {
+            let snapshot = pool.snapshot();
+            if snapshot.get(&self.backend).is_none_or(|b| b.released) {
+                return;
+            }
+            pool.changed(snapshot.generation).await;
         }
     }
 
@@ -336,7 +379,8 @@ impl Drop for Ended<'_> {
         let Move {
             shared, session, ..
         } = self.mover;
-        shared.store.lock().end_move(session, self.closed);
+        let now = Instant::now();
+        shared.store.lock().end_move(now, session, self.closed);
         shared.store.announce();
         if self.closed {
             self.mover.tell(&Message::Moved(session.clone()));

@@ -145,10 +145,12 @@ impl Store {
                 return Ok(Claim::OwnedBy(owner));
             }
             let mut directory = self.lock();
-            directory.obey(Instant::now(), session, &owner, holder);
+            let obeyed = directory.obey(Instant::now(), session, &owner, holder);
             drop(directory);
             drop(waiting);
-            return Ok(if owner.as_str() == question.want() {
+            return Ok(if obeyed == Claim::Moving {
+                Claim::Moving
+            } else if owner.as_str() == question.want() {
                 Claim::Granted
             } else {
                 Claim::OwnedBy(owner)

@@ -47,9 +47,14 @@ async fn a_rolling_restart_on_a_shared_disk_is_not_noticed() {
             for name in ["s1", "s2", "s3"] {
                 let path = format!("/api/v1/backends/{name}/drain");
                 rig.taxiway.admin.change(&path, "{}").await;
+                // As operators see it: the server itself is done a moment before it has said so.
                 until(&format!("{name} is empty"), async || {
-                    let open = rig.sims.get(name).open_sessions();
-                    if open.is_empty() { Ok(()) } else { Err(open) }
+                    let backend = rig.taxiway.admin.backend(name).await;
+                    if backend["sessions_open"] == 0 {
+                        Ok(())
+                    } else {
+                        Err(backend)
+                    }
                 })
                 .await;
                 rig.sims.restart(name).await;
@@ -133,6 +138,89 @@ async fn a_turn_that_does_not_end_in_time_is_ended_and_its_session_moves() {
         assert!(error.to_string().contains("drained"), "{error}");
         client.turn(&id, "second").await;
         assert_ne!(rig.sims.owner(&id), Some(from));
+    })
+    .await;
+}
+
+/// A server that falls silent while it is to close a session may do so whenever it wakes: until it
+/// has, or is given up, nobody opens the session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_that_is_not_answered_is_waited_for() {
+    bounded(60, async {
+        let rig = Rig::with(2, Disks::Shared, |conf| {
+            conf.text("routing.home_wait", "7s")
+                .text("failover.hang_timeout", "120s")
+        })
+        .await;
+        let (client, other) = (rig.client().await, rig.client().await);
+        client.create("s").await;
+        client.turn("s", "before").await;
+        let from = rig.sims.owner("s").unwrap();
+        rig.sims.get(&from).pause();
+        let path = format!("/api/v1/backends/{from}/drain");
+        rig.admin().change(&path, "{}").await;
+        until("it to stand still", async || {
+            let shown = rig.admin().get("/api/v1/sessions/s/explain").await;
+            if shown["moving"] == true {
+                Ok(())
+            } else {
+                Err(shown)
+            }
+        })
+        .await;
+        let params = || json!({ "sessionId": "s" });
+        let waiting = [
+            client.begin("session.getMessages", params()).await,
+            other.begin("session.resume", params()).await,
+        ];
+        for waiting in waiting {
+            let refused = waiting.answer().await.unwrap_err();
+            assert_eq!(refused.code, -32010, "{refused:?}");
+            assert!(refused.message.contains(&from), "{refused:?}");
+        }
+        // Its own client has left: it is being closed all the same.
+        drop(client);
+        rig.admin()
+            .metric_is("taxiway_downstream_connections", 1.0)
+            .await;
+        let refused = other.call("session.resume", params()).await.unwrap_err();
+        assert_eq!(refused.code, -32010, "{refused:?}");
+        let waiting = other.begin("session.resume", params()).await;
+        rig.sims.get(&from).resume();
+        waiting.answer().await.unwrap();
+        other.turn("s", "after").await;
+        assert_ne!(rig.sims.owner("s"), Some(from.clone()));
+        assert!(rig.sims.get(&from).open_sessions().is_empty());
+    })
+    .await;
+}
+
+/// A server that is given up meanwhile closes the session when it wakes, before it is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_is_not_waited_for_at_a_server_that_is_given_up() {
+    bounded(60, async {
+        let rig = Rig::with(2, Disks::Shared, |conf| {
+            conf.text("routing.home_wait", "20s")
+                .text("failover.hang_timeout", "1s")
+        })
+        .await;
+        let client = rig.client().await;
+        client.create("s").await;
+        client.turn("s", "before").await;
+        let from = rig.sims.owner("s").unwrap();
+        rig.sims.get(&from).pause();
+        let path = format!("/api/v1/backends/{from}/drain");
+        rig.admin().change(&path, "{}").await;
+        client.turn("s", "meanwhile").await;
+        rig.sims.get(&from).resume();
+        rig.admin().health(&from, &["up", "probation"]).await;
+        until("it to be closed there", async || {
+            let open = rig.sims.get(&from).open_sessions();
+            if open.is_empty() { Ok(()) } else { Err(open) }
+        })
+        .await;
+        client.turn("s", "after").await;
+        assert_eq!(client.count(&event("s", "session.error")), 0);
     })
     .await;
 }

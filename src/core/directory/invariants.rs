@@ -20,14 +20,15 @@ impl Directory {
                 *homes.entry(home.clone()).or_default() += 1;
             }
             assert!(
-                r.owner.is_none() || !r.holders.is_empty(),
-                "{id}: an owner has holders"
+                r.owner.is_none() || r.is_open(),
+                "{id}: an owner has holders, or is closing it"
             );
             assert!(
                 r.owner.is_some() || r.holders.iter().all(|h| h.standing == Standing::Lost),
                 "{id}: heard nowhere"
             );
             assert!(!r.moving || r.owner.is_some(), "{id}: moving from nowhere");
+            assert!(!r.moving || r.turn.is_none(), "{id}: moving in a turn");
             assert!(
                 r.owner.is_none() || r.maybe_open_at.is_none(),
                 "{id}: open for sure or perhaps"

@@ -93,6 +93,7 @@ impl Directory {
     ) -> Claim {
         if let Some(record) = self.sessions.get(session)
             && record.owner.as_ref() == Some(from)
+            && !record.moving
             && self.mode == Mode::SharedStorage
             && from != to
         {
@@ -137,18 +138,27 @@ impl Directory {
 
     /// It was closed there, or it was not. If it was it has no owner: whoever holds it opens it
     /// again, where it is to be next.
-    pub fn end_move(&mut self, session: &SessionId, closed: bool) {
+    pub fn end_move(&mut self, now: Instant, session: &SessionId, closed: bool) {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        if !std::mem::replace(&mut record.moving, false) || !closed {
+        if !std::mem::replace(&mut record.moving, false) {
             return;
         }
-        if let Some(owner) = record.owner.take() {
+        let left = record.holders.is_empty();
+        if closed && let Some(owner) = record.owner.take() {
             let load = self.loads.entry(owner).or_default();
             load.sessions = load.sessions.saturating_sub(1);
         }
         self.touch(session);
+        if left {
+            // All have left meanwhile.
+            let owner = self.sessions.get(session).and_then(|r| r.owner.clone());
+            self.close(session.as_str());
+            if let Some(owner) = owner {
+                self.note_left(now, session, owner);
+            }
+        }
     }
 
     /// The connections of `backend` ended before it said that it has closed `session`, which is
@@ -169,7 +179,6 @@ impl Directory {
             return;
         };
         record.owner = Some(to.clone());
-        record.epoch += 1;
         let turns = u32::from(record.turn.is_some());
         let load = self.loads.entry(from.clone()).or_default();
         load.sessions = load.sessions.saturating_sub(1);
@@ -186,11 +195,6 @@ impl Directory {
         record.map_or_else(Vec::new, |r| {
             r.holders.iter().map(|h| h.connection).collect()
         })
-    }
-
-    /// How many owners `session` has had.
-    pub fn epoch(&self, session: &str) -> u64 {
-        self.sessions.get(session).map_or(0, |r| r.epoch)
     }
 
     /// Sessions that `backend` must close before it is used again, in id order.

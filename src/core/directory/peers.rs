@@ -103,15 +103,16 @@ impl Directory {
         session: &SessionId,
         owner: &BackendName,
         holder: ConnectionId,
-    ) {
+    ) -> Claim {
         if let Some(record) = self.sessions.get_mut(session)
+            && !record.moving
             && let Some(from) = record.owner.clone()
             && from != *owner
         {
             // It was moved by another process while nobody here heard it.
             self.change_owner(session, &from, owner);
         }
-        self.claim(now, session, owner, holder);
+        self.claim(now, session, owner, holder)
     }
 
     /// All sessions that are remembered.

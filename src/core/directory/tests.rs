@@ -180,7 +180,7 @@ fn one_connection_reports_a_turn() {
 proptest! {
     #[test]
     fn invariants_hold_under_any_sequence(
-        steps in proptest::collection::vec((0u8..13, 0u8..6, 0u8..3, 0u64..4), 1..200),
+        steps in proptest::collection::vec((0u8..17, 0u8..6, 0u8..3, 0u64..4), 1..200),
         sticky: bool,
     ) {
         let now = Instant::now();
@@ -190,9 +190,14 @@ proptest! {
             let (id, at, who) = (s(session), b(backend), ConnectionId(holder));
             match op {
                 0 | 1 => {
-                    let before = d.known(now, id.as_str()).owner;
+                    let known = d.known(now, id.as_str());
+                    let before = known.owner;
                     let claim = d.claim(now, &id, &at, who);
                     let owner = d.known(now, id.as_str()).owner.expect("claimed");
+                    prop_assert_eq!(claim == Claim::Moving, known.moving);
+                    if known.moving {
+                        continue;
+                    }
                     prop_assert_eq!(before.unwrap_or(at.clone()), owner.clone());
                     prop_assert_eq!(claim == Claim::Granted, owner == at);
                 }
@@ -206,6 +211,10 @@ proptest! {
                 9 => d.backend_silent(now, &at),
                 10 => d.backend_back(&at),
                 11 => d.backend_gone(&at),
+                12 => d.stands(id.as_str(), who, Standing::Lost),
+                13 => { d.begin_move(id.as_str(), &at); }
+                14 => d.end_move(now, &id, true),
+                15 => d.end_move(now, &id, false),
                 _ => { d.end_turn(id.as_str(), who, None); }
             }
             d.check_invariants();
@@ -240,7 +249,6 @@ fn a_session_moves_only_when_nobody_hears_it_where_it_was() {
     directory.check_invariants();
     assert_eq!(directory.load(&a), Load::default());
     assert_eq!(directory.load(&b).turns, 1);
-    assert_eq!(directory.epoch("s"), 2);
     assert_eq!(directory.moved_from(&a), std::slice::from_ref(&session));
     directory.cleaned(&a, std::slice::from_ref(&session));
     assert!(directory.moved_from(&a).is_empty());
@@ -337,7 +345,7 @@ fn what_was_taken_to_be_closed_is_closed_when_the_backend_comes_back() {
         d.stands("s1", ConnectionId(1), Standing::Lost);
         assert!(d.begin_move("s1", &b(1)));
         d.left_behind(&s(1), &b(1));
-        d.end_move(&s(1), true);
+        d.end_move(now, &s(1), true);
         assert_eq!(d.moved_from(&b(1)), left, "{mode:?}");
     }
 }
@@ -397,4 +405,42 @@ fn an_answer_counts_if_nothing_has_changed_since() {
     d.stands("s1", who, Standing::Lost);
     assert!(d.begin_move("s1", &b(1)));
     assert!(!d.confirm("s1", &b(1), who), "it is being closed");
+}
+
+#[test]
+fn a_session_that_is_being_closed_is_opened_by_nobody_before_it_is() {
+    let now = Instant::now();
+    let who = ConnectionId(1);
+    for closed in [true, false] {
+        let mut d = Directory::new(Mode::SharedStorage, 1);
+        d.claim(now, &s(1), &b(1), who);
+        d.stands("s1", who, Standing::Lost);
+        assert!(d.begin_move("s1", &b(1)));
+        match closed {
+            true => d.release(now, "s1", who),
+            false => d.delete(now, &s(1)),
+        }
+        d.learn_history(now, &s(2), &b(1));
+        d.check_invariants();
+        let late = ConnectionId(2);
+        assert_eq!(d.claim(now, &s(1), &b(2), late), Claim::Moving);
+        let moved = d.reown(now, &s(1), &b(1), &b(2), late);
+        assert_eq!(moved, Claim::Moving);
+        d.end_move(now, &s(1), closed);
+        d.check_invariants();
+        assert_eq!(d.load(&b(1)), Load::default());
+        assert_eq!(d.claim(now, &s(1), &b(2), late), Claim::Granted);
+    }
+}
+
+#[test]
+fn a_backend_that_is_given_up_moves_nothing_that_it_is_still_to_close() {
+    let now = Instant::now();
+    let who = ConnectionId(1);
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    d.claim(now, &s(1), &b(1), who);
+    d.stands("s1", who, Standing::Lost);
+    assert!(d.begin_move("s1", &b(1)));
+    assert_eq!(d.reown(now, &s(1), &b(1), &b(2), who), Claim::Moving);
+    assert_eq!(d.known(now, "s1").owner, Some(b(1)));
 }
