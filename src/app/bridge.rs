@@ -59,7 +59,7 @@ impl PoolSink for News {
         // it was asked to close while it was silent may be open still.
         let mut directory = self.store.lock();
         match how {
-            Lost::Gone => directory.backend_gone(backend),
+            Lost::Gone => directory.backend_gone(Instant::now(), backend),
             Lost::Silent | Lost::Violation => directory.backend_silent(Instant::now(), backend),
         }
         drop(directory);
@@ -130,13 +130,14 @@ impl PoolSink for News {
         } = &event
         {
             let mut directory = self.store.lock();
-            directory.backend_gone(backend);
+            directory.backend_gone(Instant::now(), backend);
             directory.backend_returned(backend);
             drop(directory);
             self.observer.metrics().forget_backend(backend);
         }
         if let Event::BackendReleased { backend, .. } = &event {
-            self.store.lock().backend_released(backend);
+            let now = Instant::now();
+            self.store.lock().backend_released(now, backend);
         }
         if let Event::BackendReturned { backend, .. } = &event {
             self.store.lock().backend_returned(backend);

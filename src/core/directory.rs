@@ -25,6 +25,11 @@ pub const TOMBSTONE: Duration = Duration::from_secs(600);
 const LEFT_WITHIN: Duration = Duration::from_secs(60);
 const LEFT_LIMIT: usize = 4096;
 
+/// Sessions that backends still have to close, on all of them together. Each was open on a backend
+/// when that went away, so there are rarely more than clients have open. At the bound nothing more
+/// is moved: it waits for its backend.
+const MOVED_LIMIT: usize = 100_000;
+
 /// A claim so young when a `sessions.close` is answered may have been made after the call: it
 /// stays. Kept wrongly it costs nothing but a count, dropped wrongly the session has two owners.
 const CLOSE_WITHIN: Duration = Duration::from_secs(60);
@@ -93,6 +98,8 @@ pub struct Saved {
     pub deleted: Option<Duration>,
     /// How long ago it was heard of last.
     pub idle: Duration,
+    /// Backends that must close it before they are used again.
+    pub moved_from: Vec<BackendName>,
 }
 
 impl Record {
@@ -185,6 +192,9 @@ pub struct Directory {
     /// Sessions that were opened elsewhere, or may be, while this backend was away: it must not
     /// have them open when it is used again.
     moved: HashMap<BackendName, HashSet<SessionId, RandomState>, RandomState>,
+    moved_limit: usize,
+    /// How often that was in the way since the last [`Directory::take_unmoved`].
+    unmoved: u64,
     /// Sessions whose [`Saved`] may have changed since [`Directory::take_dirty`].
     dirty: Vec<SessionId>,
     /// Sessions whose holders have changed, if another process wants to know.
@@ -208,6 +218,8 @@ impl Directory {
             released: HashSet::default(),
             left: VecDeque::new(),
             moved: HashMap::default(),
+            moved_limit: MOVED_LIMIT,
+            unmoved: 0,
             dirty: Vec::new(),
             news: None,
             follows: false,
@@ -465,6 +477,11 @@ impl Directory {
     /// Gives up what may be open at backends that are no part of the pool any more: nobody could
     /// ask them, and the sessions would wait for ever.
     pub fn forget_backends(&mut self, is_there: impl Fn(&BackendName) -> bool) {
+        let moved = self.moved.keys().filter(|b| !is_there(b));
+        for backend in moved.cloned().collect::<Vec<_>>() {
+            let sessions = self.moved_from(&backend);
+            self.cleaned(&backend, &sessions);
+        }
         let perhaps = self
             .sessions
             .values()
@@ -485,7 +502,7 @@ impl Directory {
     /// The connections of `backend` are gone, and so its process is taken to be: nothing is open
     /// there but what its holders still know of. If it lives after all, it must close what others
     /// may open now: a stopped process whose connections were reset has not heard who has left.
-    pub fn backend_gone(&mut self, backend: &BackendName) {
+    pub fn backend_gone(&mut self, now: Instant, backend: &BackendName) {
         self.silent.remove(backend);
         let (left, others): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.left)
             .into_iter()
@@ -500,7 +517,7 @@ impl Directory {
             for session in left.chain(perhaps) {
                 let owner = self.sessions.get(&session).and_then(|r| r.owner.as_ref());
                 if owner != Some(backend) {
-                    self.note_moved(backend, &session);
+                    self.note_moved_or_open(now, backend, &session);
                 }
             }
         }
@@ -520,7 +537,7 @@ impl Directory {
 
     fn note_left(&mut self, now: Instant, session: &SessionId, backend: BackendName) {
         if self.released.contains(&backend) {
-            self.note_moved(&backend, session);
+            self.note_moved_or_open(now, &backend, session);
             return;
         }
         if self.silent.contains(&backend) {

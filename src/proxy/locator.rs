@@ -233,6 +233,7 @@ impl Search {
                         };
                     }
                     drop(permit);
+                    self.shared.report_unmoved();
                     // It may be heard there by a client of another process.
                     let change = changes.changed();
                     let _late = tokio::time::timeout(ASK_AGAIN, change).await;

@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 
 pub use self::{hub::Hub, mover::Moves, pacer::Pacer, port::Pool, providers::Providers};
 use crate::{
-    core::{balance::Policy, locate, mux::Settings},
+    core::{balance::Policy, event::Event, locate, mux::Settings},
     observe::Observer,
     store::Store,
 };
@@ -46,6 +46,18 @@ pub struct Shared {
     pub pacer: Pacer,
     /// Sessions that are being moved.
     pub moves: Moves,
+}
+
+impl Shared {
+    /// Says so if sessions were not moved because backends have too many to close already.
+    fn report_unmoved(&self) {
+        if self.store.lock().take_unmoved() > 0 {
+            self.observer.record(&Event::LimitHit {
+                connection: None,
+                limit: "moved_sessions",
+            });
+        }
+    }
 }
 
 /// The part of the configuration that the data plane obeys. Replaced whole by a reload.

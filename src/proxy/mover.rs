@@ -209,8 +209,11 @@ impl Move {
         match self.close().await {
             Closed::Yes => {}
             Closed::Perhaps => {
-                let mut directory = self.shared.store.lock();
-                directory.left_behind(&self.session, &self.backend);
+                // Until it can be noted nobody may open the session.
+                while !self.is_left_behind() {
+                    self.shared.report_unmoved();
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
         }
         ended.closed();
@@ -249,6 +252,11 @@ impl Move {
                 () = tokio::time::sleep(AGAIN) => {}
             }
         }
+    }
+
+    fn is_left_behind(&self) -> bool {
+        let mut directory = self.shared.store.lock();
+        directory.left_behind(&self.session, &self.backend)
     }
 
     /// Returns once the backend is released, or no part of the pool any more.

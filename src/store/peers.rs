@@ -335,6 +335,8 @@ impl Store {
             has_history: remembered.has_history,
             deleted: remembered.deleted_ms.map(Duration::from_millis),
             idle: Duration::from_millis(remembered.idle_ms),
+            // Told by itself.
+            moved_from: Vec::new(),
         };
         let saved = (!empty).then_some(saved);
         self.lock()

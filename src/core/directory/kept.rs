@@ -25,7 +25,16 @@ impl Directory {
 
     /// What is to be kept of `session`; none if nothing is.
     pub fn saved(&self, now: Instant, session: &str) -> Option<Saved> {
-        let record = self.sessions.get(session)?;
+        let moved = self.moved.iter();
+        let moved = moved.filter(|(_, sessions)| sessions.contains(session));
+        let mut moved_from: Vec<_> = moved.map(|(backend, _)| backend.clone()).collect();
+        moved_from.sort();
+        let Some(record) = self.sessions.get(session) else {
+            return (!moved_from.is_empty()).then(|| Saved {
+                moved_from,
+                ..Saved::default()
+            });
+        };
         let kept = Saved {
             owner: record
                 .owner
@@ -37,6 +46,7 @@ impl Directory {
                 .deleted_at
                 .map(|at| now.saturating_duration_since(at)),
             idle: now.saturating_duration_since(record.last_use),
+            moved_from,
         };
         Some(kept)
     }
@@ -44,7 +54,16 @@ impl Directory {
     /// Takes over what a former process has kept of `session`, unless it is known already. Who had
     /// it open then may have it open still.
     pub fn restore(&mut self, now: Instant, session: &SessionId, saved: Saved) {
-        if self.sessions.contains_key(session) {
+        if self.mode == Mode::SharedStorage {
+            for backend in &saved.moved_from {
+                self.must_close(backend, session);
+            }
+        }
+        let nothing = saved.owner.is_none()
+            && saved.home.is_none()
+            && !saved.has_history
+            && saved.deleted.is_none();
+        if nothing || self.sessions.contains_key(session) {
             return;
         }
         let back = |ago: Duration| now.checked_sub(ago).unwrap_or(now);

@@ -1,7 +1,7 @@
 //! Owners that change: who has lost a session, where it goes, what the backend that had it must
 //! close before it is used again.
 
-use std::time::Instant;
+use std::{collections::HashSet, time::Instant};
 
 use super::{Claim, Directory, Standing};
 use crate::core::{
@@ -98,13 +98,13 @@ impl Directory {
             && from != to
         {
             let is_known = record.holders.iter().any(|h| h.connection == holder);
-            if !record.is_adrift() && is_known {
-                // Somebody hears it there, or has not noticed yet. Who asks has lost it still.
-                return Claim::OwnedBy(from.clone());
-            }
-            if record.is_adrift() {
+            let moves = record.is_adrift() && self.note_moved(from, session);
+            if moves {
                 self.change_owner(session, from, to);
-                self.note_moved(from, session);
+            } else if is_known {
+                // Somebody hears it there, or has not noticed yet; or too many have moved already.
+                // Who asks has lost it still.
+                return Claim::OwnedBy(from.clone());
             }
         }
         self.claim(now, session, to, holder)
@@ -162,11 +162,10 @@ impl Directory {
     }
 
     /// The connections of `backend` ended before it said that it has closed `session`, which is
-    /// taken to be closed: if it lives after all, it must close it before it is used again.
-    pub fn left_behind(&mut self, session: &SessionId, backend: &BackendName) {
-        if self.mode == Mode::SharedStorage {
-            self.note_moved(backend, session);
-        }
+    /// taken to be closed: if it lives after all, it must close it before it is used again. False
+    /// if too many sessions are to be closed already: then nobody may open it.
+    pub fn left_behind(&mut self, session: &SessionId, backend: &BackendName) -> bool {
+        self.mode == Mode::Sticky || self.note_moved(backend, session)
     }
 
     pub(super) fn change_owner(
@@ -217,16 +216,19 @@ impl Directory {
             if moved.is_empty() {
                 self.moved.remove(backend);
             }
+            for session in sessions {
+                self.touch(session);
+            }
         }
     }
 
     /// What `backend` may have open may be opened elsewhere from now on: it is gone, or silent and
     /// given up. Whoever left it unheard, or leaves it until [`Directory::backend_returned`], leaves
     /// something that it must close when it comes back: its network may only have been cut.
-    pub fn backend_released(&mut self, backend: &BackendName) {
+    pub fn backend_released(&mut self, now: Instant, backend: &BackendName) {
         self.released.insert(backend.clone());
         for session in self.forget_maybe_open(backend) {
-            self.note_moved(backend, &session);
+            self.note_moved_or_open(now, backend, &session);
             self.touch(&session);
         }
     }
@@ -236,14 +238,51 @@ impl Directory {
         self.released.remove(backend);
     }
 
-    pub(super) fn note_moved(&mut self, from: &BackendName, session: &SessionId) {
+    /// False if too many are to be closed already: then it must not be opened elsewhere.
+    pub(super) fn note_moved(&mut self, from: &BackendName, session: &SessionId) -> bool {
         if self.follows {
             // The process that decides cleans up: twice would close what was opened since.
-            return;
+            return true;
         }
-        self.moved
-            .entry(from.clone())
-            .or_default()
-            .insert(session.clone());
+        let is_known = self
+            .moved
+            .get(from)
+            .is_some_and(|moved| moved.contains(session));
+        let count: usize = self.moved.values().map(HashSet::len).sum();
+        if !is_known && count >= self.moved_limit {
+            self.unmoved += 1;
+            return false;
+        }
+        self.must_close(from, session);
+        self.touch(session);
+        true
+    }
+
+    /// As [`Directory::note_moved`]; at the bound it may be open there until that says no.
+    pub(super) fn note_moved_or_open(
+        &mut self,
+        now: Instant,
+        from: &BackendName,
+        session: &SessionId,
+    ) {
+        let held = self
+            .sessions
+            .get(session)
+            .is_some_and(|r| r.owner.is_some());
+        if !self.note_moved(from, session) && !held {
+            self.entry(now, session).maybe_open_at = Some(from.clone());
+            self.touch(session);
+        }
+    }
+
+    pub(super) fn must_close(&mut self, at: &BackendName, session: &SessionId) {
+        let moved = self.moved.entry(at.clone()).or_default();
+        moved.insert(session.clone());
+    }
+
+    /// How often since the last call a session was not moved because backends have too many to
+    /// close already.
+    pub fn take_unmoved(&mut self) -> u64 {
+        std::mem::take(&mut self.unmoved)
     }
 }

@@ -115,9 +115,15 @@ impl Directory {
         self.claim(now, session, owner, holder)
     }
 
-    /// All sessions that are remembered.
+    /// All sessions that something is remembered of.
     pub fn ids(&self) -> Vec<SessionId> {
-        self.sessions.keys().cloned().collect()
+        let moved = self.moved.values().flatten();
+        let moved = moved.filter(|session| !self.sessions.contains_key(*session));
+        let mut ids: Vec<_> = moved.cloned().collect();
+        ids.sort();
+        ids.dedup();
+        ids.extend(self.sessions.keys().cloned());
+        ids
     }
 
     /// [`Directory::restore`] in place of what is known, unless somebody here holds it.
@@ -146,7 +152,10 @@ impl Directory {
     /// Another process says that these were opened elsewhere while `backend` was away.
     pub fn learn_moved(&mut self, backend: &BackendName, sessions: &[SessionId]) {
         for session in sessions {
-            self.note_moved(backend, session);
+            if !self.follows {
+                self.must_close(backend, session);
+                self.touch(session);
+            }
         }
     }
 

@@ -74,7 +74,7 @@ fn who_leaves_a_silent_backend_may_be_open_there_still() {
     assert_eq!(maybe(&d, "s2"), None);
     leave(&mut d, now, 4);
     assert_eq!(maybe(&d, "s4"), None);
-    d.backend_gone(&b(1));
+    d.backend_gone(now, &b(1));
     assert_eq!(maybe(&d, "s3"), None);
     d.check_invariants();
 }
@@ -210,7 +210,7 @@ proptest! {
                 8 => d.closed_by(now, id.as_str(), &at, who),
                 9 => d.backend_silent(now, &at),
                 10 => d.backend_back(&at),
-                11 => d.backend_gone(&at),
+                11 => d.backend_gone(now, &at),
                 12 => d.stands(id.as_str(), who, Standing::Lost),
                 13 => { d.begin_move(id.as_str(), &at); }
                 14 => d.end_move(now, &id, true),
@@ -305,14 +305,14 @@ fn what_may_be_open_at_a_backend_that_is_lost_is_closed_there_before_it_is_used(
     d.backend_silent(now, &b(1));
     d.release(now, "s2", ConnectionId(1));
     // Its connections are reset; whether it has heard who left, nobody knows.
-    d.backend_gone(&b(1));
+    d.backend_gone(now, &b(1));
     assert_eq!(d.moved_from(&b(1)), [s(1), s(2)]);
     assert_eq!(d.known(now, "s1").maybe_open_at, None);
     d.cleaned(&b(1), &[s(1), s(2)]);
     // Left and opened there again: that is no leftover.
     d.release(now, "s3", ConnectionId(1));
     d.claim(now, &s(3), &b(1), ConnectionId(2));
-    d.backend_gone(&b(1));
+    d.backend_gone(now, &b(1));
     assert_eq!(d.moved_from(&b(1)), []);
 }
 
@@ -323,8 +323,8 @@ fn who_leaves_a_backend_that_is_gone_is_closed_there_before_it_is_used() {
     for n in 1..=3 {
         d.claim(now, &s(n), &b(1), ConnectionId(1));
     }
-    d.backend_gone(&b(1));
-    d.backend_released(&b(1));
+    d.backend_gone(now, &b(1));
+    d.backend_released(now, &b(1));
     d.release(now, "s1", ConnectionId(1));
     // That it answers again does not say that it has heard who left.
     d.backend_back(&b(1));
@@ -443,4 +443,54 @@ fn a_backend_that_is_given_up_moves_nothing_that_it_is_still_to_close() {
     assert!(d.begin_move("s1", &b(1)));
     assert_eq!(d.reown(now, &s(1), &b(1), &b(2), who), Claim::Moving);
     assert_eq!(d.known(now, "s1").owner, Some(b(1)));
+}
+
+#[test]
+fn what_a_backend_has_to_close_is_kept_and_too_much_of_it_moves_no_more() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    d.moved_limit = 1;
+    let who = ConnectionId(1);
+    for n in 1..=2 {
+        d.claim(now, &s(n), &b(1), who);
+        d.stands(s(n).as_str(), who, Standing::Lost);
+    }
+    d.claim(now, &s(3), &b(1), who);
+    d.backend_silent(now, &b(1));
+    d.release(now, "s3", who);
+    assert_eq!(d.reown(now, &s(1), &b(1), &b(2), who), Claim::Granted);
+    assert_eq!(d.take_unmoved(), 0);
+    // The next ones wait for their backend.
+    let refused = d.reown(now, &s(2), &b(1), &b(2), who);
+    assert_eq!(refused, Claim::OwnedBy(b(1)));
+    assert!(d.known(now, "s2").adrift, "it is lost still");
+    assert!(!d.left_behind(&s(2), &b(1)));
+    d.backend_released(now, &b(1));
+    assert_eq!(d.known(now, "s3").maybe_open_at, Some(b(1)));
+    d.check_invariants();
+    assert_eq!(d.take_unmoved(), 3);
+    assert_eq!(d.take_unmoved(), 0);
+
+    // The client leaves, and nothing else is known of the session.
+    d.release(now, "s1", who);
+    assert!(d.ids().contains(&s(1)));
+    let saved = d.saved(now, "s1").expect("it is to be closed");
+    assert_eq!(saved.moved_from, [b(1)]);
+    let mut next = Directory::new(Mode::SharedStorage, 100);
+    next.restore(now, &s(1), saved.clone());
+    assert_eq!(next.moved_from(&b(1)), [s(1)]);
+    assert!(next.is_empty(), "no session is known");
+    let mut sticky = Directory::new(Mode::Sticky, 100);
+    sticky.restore(now, &s(1), saved);
+    assert!(sticky.moved_from(&b(1)).is_empty());
+    next.forget_backends(|name| *name == b(1));
+    assert_eq!(next.moved_from(&b(1)), [s(1)]);
+    next.forget_backends(|_| false);
+    assert_eq!(next.moved_from(&b(1)), []);
+
+    d.take_dirty();
+    d.cleaned(&b(1), &[s(1)]);
+    assert_eq!(d.take_dirty(), [s(1)]);
+    assert_eq!(d.saved(now, "s1"), None);
+    assert_eq!(d.reown(now, &s(2), &b(1), &b(2), who), Claim::Granted);
 }

@@ -141,8 +141,9 @@ fn restore(rows: Vec<(SessionId, SessionRow)>, written_for: Mode, options: &Opti
             None => forgotten.push(id),
         }
     }
-    // Oldest first: the directory looks for what to forget in the order in which it was told.
-    kept.sort_by_key(|(_, used, _)| *used);
+    // Oldest first: the directory looks for what to forget in the order in which it was told. What
+    // a backend has still to close is not forgotten before anything else.
+    kept.sort_by_key(|(_, used, saved)| (!saved.moved_from.is_empty(), *used));
     let too_many = kept.len().saturating_sub(options.limit.max(1));
     forgotten.extend(kept.drain(..too_many).map(|(id, _, _)| id));
     let mut directory = Directory::new(options.mode, options.limit);

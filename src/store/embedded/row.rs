@@ -35,6 +35,9 @@ pub(super) struct SessionRow {
     /// When it was deleted, in Unix milliseconds.
     #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
     deleted: Option<u64>,
+    /// Backends that must close it before they are used again.
+    #[serde(rename = "m", default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) moved_from: Vec<String>,
     /// When it was last heard of, in Unix milliseconds, as of this writing.
     #[serde(rename = "u")]
     pub(super) used: u64,
@@ -57,6 +60,7 @@ impl SessionRow {
             home: saved.home.as_ref().map(ToString::to_string),
             has_history: saved.has_history,
             deleted: saved.deleted.map(ago),
+            moved_from: saved.moved_from.iter().map(ToString::to_string).collect(),
             used: ago(saved.idle),
         }
     }
@@ -84,9 +88,16 @@ impl SessionRow {
             has_history: self.has_history && same_disks,
             deleted: self.deleted.map(since).filter(|ago| *ago < TOMBSTONE),
             idle: since(self.used),
+            moved_from: match mode {
+                Mode::Sticky => Vec::new(),
+                Mode::SharedStorage => {
+                    let moved = self.moved_from.into_iter();
+                    moved.map(BackendName::from).collect()
+                }
+            },
         };
         let is_old = expire.is_some_and(|expire| saved.idle >= expire);
-        let is_closed = saved.owner.is_none();
+        let is_closed = saved.owner.is_none() && saved.moved_from.is_empty();
         let is_empty = saved.home.is_none() && !saved.has_history && saved.deleted.is_none();
         (!(is_closed && (is_old || is_empty))).then_some(saved)
     }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{file::Contents, row::mode_name, *};
 use crate::{
     core::{
-        directory::{Known, TOMBSTONE},
+        directory::{Claim, Known, Standing, TOMBSTONE},
         id::{BackendName, ConnectionId},
         snapshot::AdminState,
     },
@@ -227,6 +227,28 @@ async fn the_newest_are_remembered_and_the_others_leave_the_file() {
         .collect();
     assert_eq!(kept.len(), 5);
     assert!(kept.contains(&s(99)) && !kept.contains(&s(15)) && !kept.contains(&s(1)));
+}
+
+#[tokio::test]
+async fn what_a_backend_has_to_close_comes_back() {
+    let shelf = Shelf::new();
+    let store = shelf.open(Mode::SharedStorage);
+    store.claim(&s(1), &b(1), C).await.unwrap();
+    store.lock().stands("s1", C, Standing::Lost);
+    let moved = store.reown(&s(1), &b(1), &b(2), C).await;
+    assert_eq!(moved, Ok(Claim::Granted));
+    // Written with the owner; what follows is not waited for.
+    drop(store);
+    let store = shelf.open(Mode::SharedStorage);
+    assert_eq!(store.known("s1").maybe_open_at, Some(b(2)));
+    assert_eq!(store.lock().moved_from(&b(1)), [s(1)]);
+    store.lock().not_open("s1", &b(2));
+    drop(store);
+    let store = shelf.open(Mode::SharedStorage);
+    assert_eq!(store.lock().moved_from(&b(1)), [s(1)], "all that is known");
+    store.lock().cleaned(&b(1), &[s(1)]);
+    drop(store);
+    assert!(shelf.contents().sessions.is_empty());
 }
 
 #[test]

@@ -94,7 +94,8 @@ impl World {
         self.snapshot = Arc::new(snapshot);
         self.note(|| format!("pool: {name} is {health:?}, released: {released}"));
         if released && !was_released {
-            self.directory.backend_released(&name);
+            let now = self.instant();
+            self.directory.backend_released(now, &name);
         } else if was_released && !released {
             self.directory.backend_returned(&name);
         }
@@ -258,7 +259,8 @@ impl World {
         watch.ready = false;
         watch.closing = None;
         if !std::mem::replace(&mut watch.gone, true) {
-            self.directory.backend_gone(&name);
+            let now = self.instant();
+            self.directory.backend_gone(now, &name);
         }
         let released = self.snapshot.mode == Mode::SharedStorage;
         self.publish(server, Health::Down, released);
