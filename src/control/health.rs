@@ -570,7 +570,6 @@ impl Watch {
         observed.health = self.outlier.health();
         observed.weight_permille = self.outlier.weight_permille(now());
         observed.cause = self.outlier.cause().cloned();
-        observed.probed = self.outlier.probed();
         observed.gone = self.gone;
         observed.fits = self.outlier.fits();
         observed.released = self.release.is_released();

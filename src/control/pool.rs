@@ -122,8 +122,6 @@ struct Inner {
     wishing: Mutex<()>,
     current: ArcSwap<Snapshot>,
     published: watch::Sender<Arc<Snapshot>>,
-    /// Every backend configured at the start has been probed once.
-    first_round: watch::Sender<bool>,
 }
 
 /// What operators want of one backend; none = the file decides.
@@ -181,7 +179,6 @@ impl Pool {
             wishing: Mutex::new(()),
             current: ArcSwap::new(empty.clone()),
             published: watch::Sender::new(empty),
-            first_round: watch::Sender::new(false),
         });
         let pool = Self { inner };
         pool.apply(backends, options.health);
@@ -361,13 +358,6 @@ impl Pool {
             .unwrap_or(Err(AskError::TimedOut))
     }
 
-    /// Returns once every configured backend has been probed, whatever came of it.
-    pub async fn first_round(&self) {
-        let mut done = self.inner.first_round.subscribe();
-        // The sender lives in `self`.
-        let _alive = done.wait_for(|done| *done).await;
-    }
-
     /// What is known beyond the snapshot, ordered by name.
     pub fn observations(&self) -> Vec<Observation> {
         let state = self.inner.lock();
@@ -515,14 +505,6 @@ impl Inner {
             .map(|(name, member)| member.backend(kept.contains(name)))
             .collect();
 
-        if !*self.first_round.borrow()
-            && state
-                .members
-                .values()
-                .all(|m| m.removed || m.observed.probed)
-        {
-            self.first_round.send_replace(true);
-        }
         let old = self.current.load_full();
         if old.panic == limited.panic && same(&old.backends, &backends) && state.generation > 0 {
             return;

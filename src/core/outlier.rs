@@ -138,8 +138,6 @@ pub struct Outlier {
     active: bool,
     /// When the next probe is due, if none is in flight.
     next: Instant,
-    /// Some probe has had an outcome.
-    probed: bool,
     /// Last sign of life.
     heard: Option<Instant>,
     /// Moving average of the answers' delays.
@@ -163,7 +161,6 @@ impl Outlier {
             in_flight: None,
             active: false,
             next: now,
-            probed: false,
             heard: None,
             ping: None,
             connected: None,
@@ -222,11 +219,6 @@ impl Outlier {
         self.disk == Disk::Fits
     }
 
-    /// Whether at least one probe has had an outcome.
-    pub fn probed(&self) -> bool {
-        self.probed
-    }
-
     /// A probe, or the connection attempt that it begins with, was started.
     pub fn handle_probe_sent(&mut self, now: Instant) {
         self.in_flight = Some(now);
@@ -241,7 +233,6 @@ impl Outlier {
     /// An answer came, `rtt` after its probe was sent; perhaps after that probe was given up.
     pub fn handle_probe_ok(&mut self, now: Instant, rtt: Duration) {
         self.in_flight = None;
-        self.probed = true;
         self.heard = Some(now);
         self.failures = 0;
         self.next = now + self.rules.interval;
@@ -293,7 +284,6 @@ impl Outlier {
             return;
         }
         self.in_flight = None;
-        self.probed = true;
         self.next = now;
         if !self.active {
             self.fail(now, Cause::Silent);
@@ -315,7 +305,6 @@ impl Outlier {
     /// The attempt to connect that was announced by [`Self::handle_probe_sent`] failed.
     pub fn handle_connect_failed(&mut self, now: Instant) {
         self.in_flight = None;
-        self.probed = true;
         self.next = now + RECONNECT;
         self.fail(now, Cause::Unreachable);
     }
@@ -333,7 +322,6 @@ impl Outlier {
     /// The connection ended.
     pub fn handle_connection_lost(&mut self, now: Instant) {
         self.in_flight = None;
-        self.probed = true;
         self.next = now + RECONNECT;
         // One that takes connections only to end them is down, though each begins well.
         match self.connected.take() {
@@ -450,7 +438,6 @@ impl Outlier {
             timely: 0,
         };
         self.in_flight = None;
-        self.probed = true;
         self.next = now + self.rules.interval;
     }
 }

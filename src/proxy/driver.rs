@@ -67,6 +67,15 @@ enum Done {
     SeenOff,
 }
 
+/// Why an upstream connection ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// Taxiway gives it up.
+    Given(&'static str),
+    /// It could not be made, or the backend ended it.
+    Met(&'static str),
+}
+
 struct Upstream {
     slot: SlotId,
     socket: TcpStream,
@@ -468,38 +477,25 @@ impl Driver {
             }
         }
         for slot in &broken {
-            self.end_upstream(now, snapshot, task, *slot, "write failed");
+            self.end_upstream(now, snapshot, task, *slot, End::Given("write failed"));
         }
         !broken.is_empty()
     }
 
-    /// Taxiway gives it up.
     fn end_upstream(
         &mut self,
         now: Instant,
         snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
         slot: SlotId,
-        why: &'static str,
+        end: End,
     ) {
         self.drop_upstream(slot);
         self.step(now, snapshot, task, &[], |mux, cx, out| {
-            mux.handle_upstream_dropped(cx, slot, why, out);
-            0
-        });
-    }
-
-    fn upstream_ended(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        slot: SlotId,
-        why: &'static str,
-    ) {
-        self.drop_upstream(slot);
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
-            mux.handle_upstream_closed(cx, slot, why, out);
+            match end {
+                End::Given(why) => mux.handle_upstream_dropped(cx, slot, why, out),
+                End::Met(why) => mux.handle_upstream_closed(cx, slot, why, out),
+            }
             0
         });
     }
@@ -617,7 +613,7 @@ impl Driver {
                     self.upstream_connected(now, snapshot, task, slot, socket);
                 }
                 Done::Connected(slot, Err(_)) => {
-                    self.upstream_ended(now, snapshot, task, slot, "connect failed");
+                    self.end_upstream(now, snapshot, task, slot, End::Met("connect failed"));
                 }
                 Done::Located(ticket, found) => {
                     self.located(now, snapshot, task, (ticket, found));
@@ -704,7 +700,7 @@ impl Driver {
                     } else {
                         "the connection to the backend broke"
                     };
-                    self.upstream_ended(now, snapshot, task, slot, why);
+                    self.end_upstream(now, snapshot, task, slot, End::Met(why));
                     continue;
                 }
                 Poll::Ready(Ok(n)) => (kept + n, !upstream.input.is_empty()),
@@ -803,7 +799,7 @@ impl Driver {
                 snapshot,
                 task,
                 *slot,
-                "the backend read nothing for too long",
+                End::Given("the backend read nothing for too long"),
             );
         }
         if !stuck.is_empty() {
@@ -823,7 +819,7 @@ impl Driver {
         for slot in cut {
             // The multiplexer knows that this is a violation.
             let why = "the backend stopped in the middle of a frame";
-            self.upstream_ended(now, snapshot, task, slot, why);
+            self.end_upstream(now, snapshot, task, slot, End::Met(why));
         }
         self.step(now, snapshot, task, &[], |mux, cx, out| {
             mux.handle_timeout(cx, out);

@@ -99,7 +99,6 @@ pub(in crate::control) struct Observed {
     pub(in crate::control) version: Option<Arc<str>>,
     pub(in crate::control) task_kinds: Arc<[Arc<str>]>,
     pub(in crate::control) disk_read: bool,
-    pub(in crate::control) probed: bool,
     /// Its process was seen to be gone, and no other has answered the handshake since.
     pub(in crate::control) gone: bool,
     /// As in `snapshot::Backend`.
@@ -181,7 +180,6 @@ impl Observed {
             version: None,
             task_kinds: Arc::from([]),
             disk_read: false,
-            probed: false,
             gone: false,
             released: false,
             away: None,
