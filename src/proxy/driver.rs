@@ -5,9 +5,12 @@
 //! other task. Bytes are read into a buffer that all connections of a thread share, and a run of
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
+mod mail;
 mod parting;
 mod searches;
 mod tally;
+mod timer;
+mod upstreams;
 
 use std::{
     collections::HashMap,
@@ -22,7 +25,10 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{net::TcpStream, time::Sleep};
 
-use self::searches::Searches;
+use self::{
+    searches::Searches,
+    upstreams::{End, Upstream},
+};
 use super::{
     Rules, Shared,
     error_lines::ErrorLines,
@@ -30,20 +36,17 @@ use super::{
     locator::Found,
     outbuf::OutBuf,
     pacer::Permit,
-    port::{Alive, Boxed},
+    port::Boxed,
     readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
-    services, socket,
+    services,
 };
-use crate::{
-    core::{
-        directory::Standing,
-        event::{Event, PlacementReason},
-        id::{BackendName, ConnectionId, SessionId},
-        mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
-        reply::ProxyError,
-        snapshot::Snapshot,
-    },
-    observe::BackendMetrics,
+use crate::core::{
+    directory::Standing,
+    event::{Event, PlacementReason},
+    id::{ConnectionId, SessionId},
+    mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
+    reply::ProxyError,
+    snapshot::Snapshot,
 };
 
 /// Beyond this many bytes that a client has not taken, its backends are not read: they feel it.
@@ -65,26 +68,6 @@ enum Done {
     Located(u64, Option<Found>),
     Served(u64, Served),
     SeenOff,
-}
-
-/// Why an upstream connection ends.
-#[derive(Clone, Copy)]
-enum End {
-    /// Taxiway gives it up.
-    Given(&'static str),
-    /// It could not be made, or the backend ended it.
-    Met(&'static str),
-}
-
-struct Upstream {
-    slot: SlotId,
-    socket: TcpStream,
-    input: Vec<u8>,
-    /// When the last bytes of a frame came whose end has not come.
-    partial_since: Option<Instant>,
-    output: OutBuf,
-    activity: Option<Arc<dyn Alive>>,
-    metrics: Arc<BackendMetrics>,
 }
 
 /// The task of one client connection.
@@ -428,37 +411,6 @@ impl Driver {
         }
     }
 
-    fn connect(&mut self, slot: SlotId, backend: &BackendName) {
-        // Not the picture of this step: the backend may have been chosen by a newer one.
-        let address = self
-            .shared
-            .pool
-            .snapshot()
-            .get(backend)
-            .map(|b| b.address.clone());
-        let keepalive = self.rules.tcp_keepalive;
-        self.work.push(Box::pin(async move {
-            let connected = match address {
-                Some(address) => socket::connect(&address, keepalive).await,
-                None => Err(io::ErrorKind::AddrNotAvailable.into()),
-            };
-            Done::Connected(slot, connected)
-        }));
-        let at = slot.index();
-        if self.upstreams.len() <= at {
-            self.upstreams.resize_with(at + 1, || None);
-        }
-    }
-
-    fn drop_upstream(&mut self, slot: SlotId) {
-        if let Some(place) = self.upstreams.get_mut(slot.index())
-            && place.as_ref().is_some_and(|u| u.slot == slot)
-            && let Some(upstream) = place.take()
-        {
-            upstream.metrics.upstream_closed();
-        }
-    }
-
     fn poll_writes(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
         if let Some(client) = self.client.as_mut().filter(|_| !self.client_gone)
             && self.client_out.flush(client, now, task).is_err()
@@ -480,125 +432,6 @@ impl Driver {
             self.end_upstream(now, snapshot, task, *slot, End::Given("write failed"));
         }
         !broken.is_empty()
-    }
-
-    fn end_upstream(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        slot: SlotId,
-        end: End,
-    ) {
-        self.drop_upstream(slot);
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
-            match end {
-                End::Given(why) => mux.handle_upstream_dropped(cx, slot, why, out),
-                End::Met(why) => mux.handle_upstream_closed(cx, slot, why, out),
-            }
-            0
-        });
-    }
-
-    fn poll_mailbox(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) -> bool {
-        let mut progress = false;
-        // A client that does not read is not sent more news: its mailbox overflows instead.
-        while !self.client_is_full()
-            && let Poll::Ready(message) = self.mailbox.poll_next(task)
-        {
-            progress = true;
-            match message {
-                Message::Lifecycle(frame) => {
-                    self.step(now, snapshot, task, &[], |mux, _, out| {
-                        mux.handle_lifecycle(&frame, out);
-                        0
-                    });
-                }
-                Message::ProviderRequest { token, body } => {
-                    let mut asked = false;
-                    self.step(now, snapshot, task, &[], |mux, _, out| {
-                        asked = mux.handle_provider_request(token, &body, out);
-                        0
-                    });
-                    if !asked {
-                        self.shared.providers.refused(token);
-                    }
-                }
-                Message::BackendSilent(backend) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_backend_silent(cx, &backend, out);
-                        0
-                    });
-                }
-                Message::BackendBack(backend) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_backend_back(cx, &backend, out);
-                        0
-                    });
-                }
-                Message::BackendReleased(backend) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_backend_released(cx, &backend, out);
-                        0
-                    });
-                }
-                Message::Freeze(session, backend, freeze) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_freeze(cx, session.as_str(), &backend, freeze, out);
-                        0
-                    });
-                }
-                Message::Thaw(session) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_thaw(cx, session.as_str(), out);
-                        0
-                    });
-                }
-                Message::Moved(session) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_moved(cx, &session, out);
-                        0
-                    });
-                }
-                Message::SessionLost(session, backend) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_session_lost(cx, session.as_str(), &backend, out);
-                        0
-                    });
-                }
-                Message::Note(from, note) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_note(cx, from, note, out);
-                        0
-                    });
-                }
-                Message::Drain => {
-                    self.step(now, snapshot, task, &[], |mux, _, _| {
-                        mux.handle_drain();
-                        0
-                    });
-                }
-                Message::Shutdown => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_shutdown(cx, out);
-                        0
-                    });
-                }
-            }
-            if self.closing.is_some() {
-                break;
-            }
-        }
-        let lost = self.mailbox.poll_lost();
-        for _ in 0..lost {
-            self.shared.observer.metrics().limit_hit("mailbox");
-        }
-        progress
     }
 
     fn poll_work(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
@@ -626,99 +459,6 @@ impl Driver {
                     });
                 }
             }
-        }
-        progress
-    }
-
-    fn upstream_connected(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        slot: SlotId,
-        socket: TcpStream,
-    ) {
-        let Some(backend) = self.mux.backend_of(slot).cloned() else {
-            return;
-        };
-        let metrics = self.shared.observer.metrics().backend(&backend);
-        metrics.upstream_opened();
-        let activity = self.shared.pool.activity(&backend);
-        self.upstreams[slot.index()] = Some(Upstream {
-            slot,
-            socket,
-            input: Vec::new(),
-            partial_since: None,
-            output: OutBuf::default(),
-            activity,
-            metrics,
-        });
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
-            mux.handle_upstream_connected(cx, slot, out);
-            0
-        });
-    }
-
-    fn poll_upstreams(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) -> bool {
-        let mut progress = false;
-        for at in 0..self.upstreams.len() {
-            if self.client_is_full() || self.closing.is_some() {
-                break;
-            }
-            let Some(upstream) = &mut self.upstreams[at] else {
-                continue;
-            };
-            let slot = upstream.slot;
-            if upstream.socket.poll_read_ready(task).is_pending() {
-                continue;
-            }
-            let mut buffer = take_buffer();
-            let kept = carry_over(&mut upstream.input, &mut buffer);
-            let read = read(
-                &mut upstream.socket,
-                &mut upstream.input,
-                &mut buffer,
-                kept,
-                task,
-            );
-            let (input, whole) = match read {
-                Poll::Pending => {
-                    restore(&mut upstream.input, &buffer[..kept]);
-                    give_back(buffer);
-                    continue;
-                }
-                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
-                    give_back(buffer);
-                    progress = true;
-                    let why = if matches!(read, Poll::Ready(Ok(_))) {
-                        "the backend closed the connection"
-                    } else {
-                        "the connection to the backend broke"
-                    };
-                    self.end_upstream(now, snapshot, task, slot, End::Met(why));
-                    continue;
-                }
-                Poll::Ready(Ok(n)) => (kept + n, !upstream.input.is_empty()),
-            };
-            progress = true;
-            if let Some(activity) = &upstream.activity {
-                activity.mark();
-            }
-            let large = std::mem::take(&mut upstream.input);
-            let bytes = if whole { &large[..] } else { &buffer[..input] };
-            let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
-                mux.handle_upstream(cx, slot, bytes, out)
-            });
-            if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {
-                keep_rest(&mut upstream.input, large, &buffer[..input], whole, used);
-                upstream.partial_since = (!upstream.input.is_empty()).then_some(now);
-            }
-            give_back(buffer);
         }
         progress
     }
@@ -767,96 +507,6 @@ impl Driver {
         keep_rest(&mut self.client_in, large, &buffer[..input], whole, used);
         give_back(buffer);
         true
-    }
-
-    fn poll_timer(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
-        if !self.arm(now, task) {
-            return false;
-        }
-        self.armed = None;
-        let stall = self.rules.write_stall;
-        let stalled = |out: &OutBuf| out.stalled_since().is_some_and(|at| now >= at + stall);
-        if stalled(&self.client_out) {
-            self.shared
-                .observer
-                .metrics()
-                .limit_hit("listener.write_stall");
-            self.gone_why = Some("the client read nothing for listener.write_stall");
-            self.client_gone = true;
-            self.step(now, snapshot, task, &[], |_, _, _| 0);
-            return true;
-        }
-        let stuck: Vec<SlotId> = self
-            .upstreams
-            .iter()
-            .flatten()
-            .filter(|u| stalled(&u.output))
-            .map(|u| u.slot)
-            .collect();
-        for slot in &stuck {
-            self.end_upstream(
-                now,
-                snapshot,
-                task,
-                *slot,
-                End::Given("the backend read nothing for too long"),
-            );
-        }
-        if !stuck.is_empty() {
-            // The client was not read because of it: what it owes is not due yet.
-            self.mux.handle_client_unread(now);
-            return true;
-        }
-        let patience = self.rules.mux.frame_timeout;
-        let cut: Vec<SlotId> = self
-            .upstreams
-            .iter()
-            .flatten()
-            .filter(|_| !self.client_is_full())
-            .filter(|u| u.partial_since.is_some_and(|at| now >= at + patience))
-            .map(|u| u.slot)
-            .collect();
-        for slot in cut {
-            // The multiplexer knows that this is a violation.
-            let why = "the backend stopped in the middle of a frame";
-            self.end_upstream(now, snapshot, task, slot, End::Met(why));
-        }
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
-            mux.handle_timeout(cx, out);
-            0
-        });
-        true
-    }
-
-    /// Sets the timer to the next deadline; true if one is due.
-    fn arm(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
-        let stall = self.rules.write_stall;
-        let stalls = std::iter::once(&self.client_out)
-            .chain(self.upstreams.iter().flatten().map(|u| &u.output))
-            .filter_map(|out| out.stalled_since().map(|at| at + stall));
-        // Backends are not read while the client takes nothing, so they cannot be late then.
-        let patience = self.rules.mux.frame_timeout;
-        let partial = self
-            .upstreams
-            .iter()
-            .flatten()
-            .filter(|_| !self.client_is_full())
-            .filter_map(|u| u.partial_since.map(|at| at + patience));
-        let next = self
-            .mux
-            .poll_timeout(&self.rules.mux)
-            .into_iter()
-            .chain(stalls)
-            .chain(partial);
-        let Some(next) = next.min() else { return false };
-        if next <= now {
-            return true;
-        }
-        if self.armed != Some(next) {
-            self.armed = Some(next);
-            self.sleep.as_mut().reset(next.into());
-        }
-        self.sleep.as_mut().poll(task).is_ready()
     }
 }
 

@@ -1,0 +1,109 @@
+//! News of the hub, put to the multiplexer.
+
+use std::{sync::Arc, task::Poll, time::Instant};
+
+use super::{Driver, Task};
+use crate::{core::snapshot::Snapshot, proxy::hub::Message};
+
+impl Driver {
+    pub(super) fn poll_mailbox(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+    ) -> bool {
+        let mut progress = false;
+        // A client that does not read is not sent more news: its mailbox overflows instead.
+        while !self.client_is_full()
+            && let Poll::Ready(message) = self.mailbox.poll_next(task)
+        {
+            progress = true;
+            match message {
+                Message::Lifecycle(frame) => {
+                    self.step(now, snapshot, task, &[], |mux, _, out| {
+                        mux.handle_lifecycle(&frame, out);
+                        0
+                    });
+                }
+                Message::ProviderRequest { token, body } => {
+                    let mut asked = false;
+                    self.step(now, snapshot, task, &[], |mux, _, out| {
+                        asked = mux.handle_provider_request(token, &body, out);
+                        0
+                    });
+                    if !asked {
+                        self.shared.providers.refused(token);
+                    }
+                }
+                Message::BackendSilent(backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_backend_silent(cx, &backend, out);
+                        0
+                    });
+                }
+                Message::BackendBack(backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_backend_back(cx, &backend, out);
+                        0
+                    });
+                }
+                Message::BackendReleased(backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_backend_released(cx, &backend, out);
+                        0
+                    });
+                }
+                Message::Freeze(session, backend, freeze) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_freeze(cx, session.as_str(), &backend, freeze, out);
+                        0
+                    });
+                }
+                Message::Thaw(session) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_thaw(cx, session.as_str(), out);
+                        0
+                    });
+                }
+                Message::Moved(session) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_moved(cx, &session, out);
+                        0
+                    });
+                }
+                Message::SessionLost(session, backend) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_session_lost(cx, session.as_str(), &backend, out);
+                        0
+                    });
+                }
+                Message::Note(from, note) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_note(cx, from, note, out);
+                        0
+                    });
+                }
+                Message::Drain => {
+                    self.step(now, snapshot, task, &[], |mux, _, _| {
+                        mux.handle_drain();
+                        0
+                    });
+                }
+                Message::Shutdown => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_shutdown(cx, out);
+                        0
+                    });
+                }
+            }
+            if self.closing.is_some() {
+                break;
+            }
+        }
+        let lost = self.mailbox.poll_lost();
+        for _ in 0..lost {
+            self.shared.observer.metrics().limit_hit("mailbox");
+        }
+        progress
+    }
+}

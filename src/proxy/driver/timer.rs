@@ -1,0 +1,106 @@
+//! Deadlines: of the multiplexer, of peers that do not read, of frames that do not end.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{Driver, Task, upstreams::End};
+use crate::{
+    core::{mux::SlotId, snapshot::Snapshot},
+    proxy::outbuf::OutBuf,
+};
+
+impl Driver {
+    pub(super) fn poll_timer(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+    ) -> bool {
+        if !self.arm(now, task) {
+            return false;
+        }
+        self.armed = None;
+        let stall = self.rules.write_stall;
+        let stalled = |out: &OutBuf| out.stalled_since().is_some_and(|at| now >= at + stall);
+        if stalled(&self.client_out) {
+            self.shared
+                .observer
+                .metrics()
+                .limit_hit("listener.write_stall");
+            self.gone_why = Some("the client read nothing for listener.write_stall");
+            self.client_gone = true;
+            self.step(now, snapshot, task, &[], |_, _, _| 0);
+            return true;
+        }
+        let stuck: Vec<SlotId> = self
+            .upstreams
+            .iter()
+            .flatten()
+            .filter(|u| stalled(&u.output))
+            .map(|u| u.slot)
+            .collect();
+        for slot in &stuck {
+            self.end_upstream(
+                now,
+                snapshot,
+                task,
+                *slot,
+                End::Given("the backend read nothing for too long"),
+            );
+        }
+        if !stuck.is_empty() {
+            // The client was not read because of it: what it owes is not due yet.
+            self.mux.handle_client_unread(now);
+            return true;
+        }
+        let patience = self.rules.mux.frame_timeout;
+        let cut: Vec<SlotId> = self
+            .upstreams
+            .iter()
+            .flatten()
+            .filter(|_| !self.client_is_full())
+            .filter(|u| u.partial_since.is_some_and(|at| now >= at + patience))
+            .map(|u| u.slot)
+            .collect();
+        for slot in cut {
+            // The multiplexer knows that this is a violation.
+            let why = "the backend stopped in the middle of a frame";
+            self.end_upstream(now, snapshot, task, slot, End::Met(why));
+        }
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            mux.handle_timeout(cx, out);
+            0
+        });
+        true
+    }
+
+    /// Sets the timer to the next deadline; true if one is due.
+    fn arm(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
+        let stall = self.rules.write_stall;
+        let stalls = std::iter::once(&self.client_out)
+            .chain(self.upstreams.iter().flatten().map(|u| &u.output))
+            .filter_map(|out| out.stalled_since().map(|at| at + stall));
+        // Backends are not read while the client takes nothing, so they cannot be late then.
+        let patience = self.rules.mux.frame_timeout;
+        let partial = self
+            .upstreams
+            .iter()
+            .flatten()
+            .filter(|_| !self.client_is_full())
+            .filter_map(|u| u.partial_since.map(|at| at + patience));
+        let next = self
+            .mux
+            .poll_timeout(&self.rules.mux)
+            .into_iter()
+            .chain(stalls)
+            .chain(partial);
+        let Some(next) = next.min() else { return false };
+        if next <= now {
+            return true;
+        }
+        if self.armed != Some(next) {
+            self.armed = Some(next);
+            self.sleep.as_mut().reset(next.into());
+        }
+        self.sleep.as_mut().poll(task).is_ready()
+    }
+}

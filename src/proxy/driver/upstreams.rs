@@ -1,0 +1,182 @@
+//! The sockets of upstream connections: made, read, ended.
+
+use std::{io, sync::Arc, task::Poll, time::Instant};
+
+use tokio::net::TcpStream;
+
+use super::{Done, Driver, Task};
+use crate::{
+    core::{id::BackendName, mux::SlotId, snapshot::Snapshot},
+    observe::BackendMetrics,
+    proxy::{
+        outbuf::OutBuf,
+        port::Alive,
+        readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
+        socket,
+    },
+};
+
+/// Why an upstream connection ends.
+#[derive(Clone, Copy)]
+pub(super) enum End {
+    /// Taxiway gives it up.
+    Given(&'static str),
+    /// It could not be made, or the backend ended it.
+    Met(&'static str),
+}
+
+/// One upstream connection.
+pub(super) struct Upstream {
+    pub(super) slot: SlotId,
+    pub(super) socket: TcpStream,
+    pub(super) input: Vec<u8>,
+    /// When the last bytes of a frame came whose end has not come.
+    pub(super) partial_since: Option<Instant>,
+    pub(super) output: OutBuf,
+    pub(super) activity: Option<Arc<dyn Alive>>,
+    pub(super) metrics: Arc<BackendMetrics>,
+}
+
+impl Driver {
+    pub(super) fn connect(&mut self, slot: SlotId, backend: &BackendName) {
+        // Not the picture of this step: the backend may have been chosen by a newer one.
+        let address = self
+            .shared
+            .pool
+            .snapshot()
+            .get(backend)
+            .map(|b| b.address.clone());
+        let keepalive = self.rules.tcp_keepalive;
+        self.work.push(Box::pin(async move {
+            let connected = match address {
+                Some(address) => socket::connect(&address, keepalive).await,
+                None => Err(io::ErrorKind::AddrNotAvailable.into()),
+            };
+            Done::Connected(slot, connected)
+        }));
+        let at = slot.index();
+        if self.upstreams.len() <= at {
+            self.upstreams.resize_with(at + 1, || None);
+        }
+    }
+
+    pub(super) fn drop_upstream(&mut self, slot: SlotId) {
+        if let Some(place) = self.upstreams.get_mut(slot.index())
+            && place.as_ref().is_some_and(|u| u.slot == slot)
+            && let Some(upstream) = place.take()
+        {
+            upstream.metrics.upstream_closed();
+        }
+    }
+
+    pub(super) fn end_upstream(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+        slot: SlotId,
+        end: End,
+    ) {
+        self.drop_upstream(slot);
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            match end {
+                End::Given(why) => mux.handle_upstream_dropped(cx, slot, why, out),
+                End::Met(why) => mux.handle_upstream_closed(cx, slot, why, out),
+            }
+            0
+        });
+    }
+
+    pub(super) fn upstream_connected(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+        slot: SlotId,
+        socket: TcpStream,
+    ) {
+        let Some(backend) = self.mux.backend_of(slot).cloned() else {
+            return;
+        };
+        let metrics = self.shared.observer.metrics().backend(&backend);
+        metrics.upstream_opened();
+        let activity = self.shared.pool.activity(&backend);
+        self.upstreams[slot.index()] = Some(Upstream {
+            slot,
+            socket,
+            input: Vec::new(),
+            partial_since: None,
+            output: OutBuf::default(),
+            activity,
+            metrics,
+        });
+        self.step(now, snapshot, task, &[], |mux, cx, out| {
+            mux.handle_upstream_connected(cx, slot, out);
+            0
+        });
+    }
+
+    pub(super) fn poll_upstreams(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+    ) -> bool {
+        let mut progress = false;
+        for at in 0..self.upstreams.len() {
+            if self.client_is_full() || self.closing.is_some() {
+                break;
+            }
+            let Some(upstream) = &mut self.upstreams[at] else {
+                continue;
+            };
+            let slot = upstream.slot;
+            if upstream.socket.poll_read_ready(task).is_pending() {
+                continue;
+            }
+            let mut buffer = take_buffer();
+            let kept = carry_over(&mut upstream.input, &mut buffer);
+            let read = read(
+                &mut upstream.socket,
+                &mut upstream.input,
+                &mut buffer,
+                kept,
+                task,
+            );
+            let (input, whole) = match read {
+                Poll::Pending => {
+                    restore(&mut upstream.input, &buffer[..kept]);
+                    give_back(buffer);
+                    continue;
+                }
+                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
+                    give_back(buffer);
+                    progress = true;
+                    let why = if matches!(read, Poll::Ready(Ok(_))) {
+                        "the backend closed the connection"
+                    } else {
+                        "the connection to the backend broke"
+                    };
+                    self.end_upstream(now, snapshot, task, slot, End::Met(why));
+                    continue;
+                }
+                Poll::Ready(Ok(n)) => (kept + n, !upstream.input.is_empty()),
+            };
+            progress = true;
+            if let Some(activity) = &upstream.activity {
+                activity.mark();
+            }
+            let large = std::mem::take(&mut upstream.input);
+            let bytes = if whole { &large[..] } else { &buffer[..input] };
+            let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
+                mux.handle_upstream(cx, slot, bytes, out)
+            });
+            if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {
+                keep_rest(&mut upstream.input, large, &buffer[..input], whole, used);
+                upstream.partial_since = (!upstream.input.is_empty()).then_some(now);
+            }
+            give_back(buffer);
+        }
+        progress
+    }
+}
