@@ -155,6 +155,9 @@ struct CheckArgs {
     /// Print the reference of all keys instead.
     #[arg(long)]
     reference: bool,
+    /// Print which methods clients may use instead, and why not the others.
+    #[arg(long, conflicts_with_all = ["reference", "session_id"])]
+    methods: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = OutputKind::Text)]
     output: OutputKind,
@@ -387,11 +390,8 @@ fn check(args: CheckArgs) -> ExitCode {
     let request = command::Request {
         file: args.config,
         session_ids: args.session_id,
-        reference: if args.reference {
-            Wanted::Yes
-        } else {
-            Wanted::No
-        },
+        reference: Wanted::from(args.reference),
+        methods: Wanted::from(args.methods),
         output: match args.output {
             OutputKind::Text => command::Output::Text,
             OutputKind::Json => command::Output::Json,

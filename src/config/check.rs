@@ -19,6 +19,7 @@ use super::{
 };
 use crate::core::{access::Access, snapshot::Mode};
 
+mod access;
 mod failover;
 mod pool;
 mod secret;
@@ -51,10 +52,7 @@ pub(super) fn check(
         admin: check.admin(),
         routing: check.routing(),
         identity: Identity {
-            access: Arc::new(Access {
-                session_id_user: raw.table("identity").pattern("session_id_user"),
-                ..Access::default()
-            }),
+            access: Arc::new(check.access()),
         },
         sessions: check.sessions(),
         health: check.health(),
@@ -109,6 +107,16 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
+    fn access(&mut self) -> Access {
+        let granularity = routing(self.raw.table("routing")).granularity;
+        let mut access = Access {
+            session_id_user: self.raw.table("identity").pattern("session_id_user"),
+            ..Access::default()
+        };
+        access.methods = self.method_rules(access.authenticates, granularity);
+        access
+    }
+
     fn listener(&mut self) -> Listener {
         let table = self.raw.table("listener");
         let listener = listener(table);

@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Config, Diagnostic, Failure, Loaded, find, load, redacted, reference};
+use crate::core::{
+    access::Access,
+    identity::Principal,
+    route::{self, Verdict},
+};
 
 /// Everything is well.
 const OK: u8 = 0;
@@ -22,11 +27,13 @@ pub struct Request {
     pub session_ids: Vec<String>,
     /// `--reference`: print the page of all keys, check nothing.
     pub reference: Wanted,
+    /// `--methods`: print which methods may be used.
+    pub methods: Wanted,
     /// `-o`.
     pub output: Output,
 }
 
-/// Whether the reference is asked for.
+/// Whether something is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wanted {
     /// Yes.
@@ -34,6 +41,13 @@ pub enum Wanted {
     /// No.
     #[default]
     No,
+}
+
+impl From<bool> for Wanted {
+    /// From a flag of the command line.
+    fn from(flag: bool) -> Self {
+        if flag { Self::Yes } else { Self::No }
+    }
 }
 
 /// How to print.
@@ -82,6 +96,9 @@ pub fn check(request: &Request, place: Place<'_>) -> Answer {
 
 fn without_file(request: &Request, place: Place<'_>) -> Answer {
     let config = Config::no_config(Vec::new(), None);
+    if request.methods == Wanted::Yes {
+        return methods(request, &config, String::new());
+    }
     let sessions = sessions(request, &config, place);
     let out = match request.output {
         Output::Json => page(json!({ "ok": true, "file": null, "sessions": sessions })),
@@ -99,6 +116,10 @@ fn without_file(request: &Request, place: Place<'_>) -> Answer {
 
 fn accepted(request: &Request, path: &Path, loaded: &Loaded, place: Place<'_>) -> Answer {
     let config = &loaded.config;
+    let warnings = loaded.warnings.iter().map(|w| format!("{w}\n\n")).collect();
+    if request.methods == Wanted::Yes {
+        return methods(request, config, warnings);
+    }
     let sessions = sessions(request, config, place);
     if request.output == Output::Json {
         let out = page(json!({
@@ -126,8 +147,94 @@ fn accepted(request: &Request, path: &Path, loaded: &Loaded, place: Place<'_>) -
         config.admin.address,
         lines(&sessions),
     );
-    let err = loaded.warnings.iter().map(|w| format!("{w}\n\n")).collect();
-    Answer { out, err, code: OK }
+    Answer {
+        out,
+        err: warnings,
+        code: OK,
+    }
+}
+
+/// What may be used, method by method.
+fn methods(request: &Request, config: &Config, warnings: String) -> Answer {
+    let access = &config.identity.access;
+    let rows = rulings(access, None);
+    let out = match request.output {
+        Output::Json => page(json!({
+            "profile": access.methods.profile.word(),
+            "methods": rows.iter().map(Row::to_json).collect::<Vec<_>>(),
+        })),
+        Output::Text => {
+            let width = rows.iter().map(|row| row.method.len()).max().unwrap_or(0);
+            let mut text = format!("profile {}\n", access.methods.profile.word());
+            for row in &rows {
+                let Row {
+                    method,
+                    class,
+                    policy,
+                    verdict,
+                    by,
+                } = row;
+                let (word, reason) = told(*verdict);
+                let line =
+                    format!("{method:width$}  {class:14}  {policy:6}  {word:7}  {by:9}  {reason}");
+                text.push_str(line.trim_end());
+                text.push('\n');
+            }
+            text
+        }
+    };
+    Answer {
+        out,
+        err: warnings,
+        code: OK,
+    }
+}
+
+/// What is made of one method.
+struct Row {
+    method: &'static str,
+    class: &'static str,
+    policy: &'static str,
+    verdict: Verdict,
+    by: &'static str,
+}
+
+impl Row {
+    fn to_json(&self) -> Value {
+        let (word, reason) = told(self.verdict);
+        json!({
+            "method": self.method,
+            "class": self.class,
+            "policy": self.policy,
+            "decision": word,
+            "by": self.by,
+            "reason": (!reason.is_empty()).then_some(reason),
+        })
+    }
+}
+
+/// The decision in one word, and its reason.
+fn told(verdict: Verdict) -> (&'static str, &'static str) {
+    match verdict {
+        Verdict::Allowed => ("allowed", ""),
+        Verdict::Denied(reason) => ("denied", reason),
+        Verdict::Unlisted => ("unknown", "no method of this name is known"),
+    }
+}
+
+fn rulings(access: &Access, principal: Option<&Principal>) -> Vec<Row> {
+    let row = |method: &'static str| {
+        let (class, policy) = route::look_up(method);
+        let (verdict, by) = access.method(principal, method, policy);
+        Row {
+            method,
+            class: route::class_name(class),
+            policy: policy.word(),
+            verdict,
+            by: by.word(),
+        }
+    };
+    route::methods().into_iter().map(row).collect()
 }
 
 fn refused(request: &Request, failure: &Failure) -> Answer {

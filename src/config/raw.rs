@@ -311,9 +311,6 @@ impl Walk<'_> {
             return;
         };
         match (section.shape, value.get_ref()) {
-            (Shape::NotBuilt, _) => {
-                self.not_built(&name.span(), &format!("[{word}]"), section.text);
-            }
             (Shape::Table, DeValue::Table(table)) => {
                 raw.tables.push(self.table(section, name.span(), table));
             }
@@ -351,7 +348,7 @@ impl Walk<'_> {
                 "a list of tables",
                 format!("write `[[{name}]]`, a block for each of them"),
             ),
-            Shape::Table | Shape::NotBuilt => ("a table", format!("write `[{name}]`, once")),
+            Shape::Table => ("a table", format!("write `[{name}]`, once")),
         };
         let message = format!("{name}: expected {expected}, found {}", kind_of(found));
         self.report.error(span, message).help(help);

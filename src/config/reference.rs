@@ -16,7 +16,7 @@ pub(super) use table::SECTIONS;
 pub(super) struct Section {
     /// As written between the brackets.
     pub(super) name: &'static str,
-    /// Table, list of tables, or a feature to come.
+    /// Table, or list of tables.
     pub(super) shape: Shape,
     /// What it is about; Markdown.
     pub(super) text: &'static str,
@@ -31,8 +31,6 @@ pub(super) enum Shape {
     Table,
     /// `[[name]]`, any number.
     List,
-    /// Accepted by a later release.
-    NotBuilt,
 }
 
 /// One key.
@@ -110,6 +108,8 @@ pub(super) enum Kind {
     SecretFile,
     /// A list of strings, not empty.
     Words,
+    /// A list of names of the protocol, with `*` for parts of them; may be empty.
+    Names,
     /// A key of a later release.
     NotBuilt,
 }
@@ -168,6 +168,7 @@ impl Key {
             | Kind::Pattern
             | Kind::Path
             | Kind::Words
+            | Kind::Names
             | Kind::NotBuilt => self.name,
         }
     }
@@ -205,6 +206,7 @@ impl Kind {
             Self::Variable => "name of an environment variable".to_owned(),
             Self::SecretFile => "path of a file".to_owned(),
             Self::Words => "list of strings".to_owned(),
+            Self::Names => "list of names".to_owned(),
             Self::NotBuilt => "not built yet".to_owned(),
         }
     }
@@ -221,10 +223,10 @@ impl Kind {
 /// All keys as a page of Markdown: `docs/configuration.md`.
 pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
-    for section in SECTIONS.iter().filter(|s| s.shape != Shape::NotBuilt) {
+    for section in SECTIONS {
         let brackets = match section.shape {
             Shape::List => format!("[[{}]]", section.name),
-            Shape::Table | Shape::NotBuilt => format!("[{}]", section.name),
+            Shape::Table => format!("[{}]", section.name),
         };
         page.push_str(&format!("\n## `{brackets}`\n\n{}\n\n", section.text));
         page.push_str("| Key | Type | Default | Reload | |\n|---|---|---|---|---|\n");
@@ -234,9 +236,6 @@ pub fn markdown() -> String {
     }
     page.push_str(NOT_BUILT);
     for section in SECTIONS {
-        if section.shape == Shape::NotBuilt {
-            page.push_str(&format!("- `[{}]`: {}\n", section.name, section.text));
-        }
         for key in section.keys {
             if !key.is_built() {
                 page.push_str(&format!(

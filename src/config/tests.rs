@@ -40,6 +40,11 @@ aggregate_timeout = "250ms"
 home_wait = "0s"
 [identity]
 session_id_user = '^(?<user>[a-z]+)-'
+[access]
+profile = "multi-tenant"
+allow = ["session.shell.*"]
+deny = ["session.abort"]
+deny_params = ["mcpServers.*.command"]
 [sessions]
 create_existing = "reject"
 detach_grace = "1m"
@@ -128,6 +133,9 @@ fn a_minimal_file_has_the_promised_defaults() {
                 "granularity": "session", "aggregate_timeout": "2s", "home_wait": "30s",
             },
             "identity": { "session_id_user": null },
+            "access": {
+                "profile": "single-tenant", "allow": [], "deny": [], "deny_params": [],
+            },
             "sessions": {
                 "create_existing": "resume", "detach_grace": "30s", "turn_stall": "0s",
                 "turn_stall_action": "log",
@@ -194,10 +202,10 @@ fn managed_has_the_promised_defaults() {
 #[test]
 fn every_default_of_the_table_is_the_one_in_force() {
     let mut text = String::new();
-    for section in SECTIONS.iter().filter(|s| s.shape != Shape::NotBuilt) {
+    for section in SECTIONS {
         match section.shape {
             Shape::List => text.push_str(MINIMAL),
-            Shape::Table | Shape::NotBuilt => text.push_str(&format!("[{}]\n", section.name)),
+            Shape::Table => text.push_str(&format!("[{}]\n", section.name)),
         }
         for key in section.keys {
             let written = match (&key.absent, &key.kind) {
@@ -220,10 +228,10 @@ fn every_default_of_the_table_is_the_one_in_force() {
 fn every_key_of_the_table_takes_effect() {
     let everything = redacted(&good(EVERYTHING));
     let defaults = redacted(&good(&format!("{MINIMAL}[managed]\n")));
-    for section in SECTIONS.iter().filter(|s| s.shape != Shape::NotBuilt) {
+    for section in SECTIONS {
         let pick = |view: &Value| match section.shape {
             Shape::List => view[section.name][0].clone(),
-            Shape::Table | Shape::NotBuilt => view[section.name].clone(),
+            Shape::Table => view[section.name].clone(),
         };
         let (set, default) = (pick(&everything), pick(&defaults));
         let built = section.keys.iter().filter(|k| k.is_built());
@@ -382,6 +390,16 @@ fn risky_settings_are_warned_about() {
             "[routing]\nmode = \"shared-storage\"\n[managed]\n",
             "t.toml:2:8: warning: routing.mode: managed servers do not share their storage; use \
              mode = \"sticky\" with [managed]",
+        ),
+        (
+            "[access]\ndeny = [\"session.shell.*\", \"session.sned\"]\n[managed]\n",
+            "t.toml:2:8: warning: access.deny: no known method is named `session.sned`; `taxiway \
+             check --methods` lists those that are known",
+        ),
+        (
+            "[access]\nprofile = \"multi-tenant\"\nallow = [\"llmInference.*\"]\n[managed]\n",
+            "t.toml:3:9: warning: access.allow: whoever calls llmInference.setProvider may be told \
+             of every session of a server; give that client servers of its own",
         ),
     ] {
         let loaded = parse(

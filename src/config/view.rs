@@ -72,6 +72,12 @@ pub fn redacted(config: &Config) -> Value {
         "identity": {
             "session_id_user": identity.access.session_id_user.as_ref().map(regex::Regex::as_str),
         },
+        "access": {
+            "profile": identity.access.methods.profile.word(),
+            "allow": words(&identity.access.methods.allow),
+            "deny": words(&identity.access.methods.deny),
+            "deny_params": words(&identity.access.methods.deny_params),
+        },
         "sessions": {
             "create_existing": match sessions.create_existing {
                 CreateExisting::Resume => "resume",
@@ -168,4 +174,8 @@ fn backend(backend: &Backend) -> Value {
 
 fn secret(secret: Option<&Secret>) -> Option<&'static str> {
     secret.map(|_| "[redacted]")
+}
+
+fn words(list: &[std::sync::Arc<str>]) -> Vec<&str> {
+    list.iter().map(|word| &**word).collect()
 }

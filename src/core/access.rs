@@ -9,6 +9,10 @@ use regex::Regex;
 
 use super::identity::{Person, Principal, Role};
 
+mod methods;
+
+pub use methods::{DecidedBy, Methods, fits};
+
 /// The rules (`[identity]` and `[access]`), replaced whole by a reload.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
@@ -22,6 +26,8 @@ pub struct Access {
     pub adopt_by: Option<Arc<str>>,
     /// Sessions that several users share.
     pub shares: Vec<Share>,
+    /// Which methods may be used.
+    pub methods: Methods,
 }
 
 /// Sessions that groups of users share (DESIGN §4).

@@ -136,6 +136,15 @@ impl Options {
         self.telemetry == Some(true)
     }
 
+    /// Without the telemetry: a backend would send that of everybody's sessions. The client is not
+    /// told; it hears none.
+    pub fn without_telemetry(self) -> Self {
+        Self {
+            telemetry: None,
+            ..self
+        }
+    }
+
     /// A CLI has its own kinds whatever the client says, and offers others only to those who name
     /// them.
     fn allows(&self, kind: &str) -> bool {

@@ -2,7 +2,7 @@
 //! Must not look into frames of peers, nor decide when something is said; relayed bodies never
 //! pass through here.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
 
@@ -88,6 +88,26 @@ pub enum ProxyError {
         method: String,
         /// Why, and what to do instead.
         reason: &'static str,
+    },
+    /// A parameter is not allowed through Taxiway.
+    #[error(
+        "Method {} is not allowed through this proxy with the parameter {param}: the operator of \
+         this proxy has denied it (access.deny_params)", Quote(.method)
+    )]
+    ParamDenied {
+        /// The method.
+        method: String,
+        /// The parameter, as the configuration names it.
+        param: Arc<str>,
+    },
+    /// The method is in no table, names no session by a known rule, and only known ones pass here.
+    #[error(
+        "Unhandled method {}: this proxy lets only methods pass that it knows; an operator may list \
+         it under access.allow", Quote(.method)
+    )]
+    MethodUnlisted {
+        /// The method.
+        method: String,
     },
     /// Taxiway is shutting down.
     #[error("Taxiway is shutting down and takes no new work; connect again")]
@@ -176,12 +196,12 @@ impl ProxyError {
             Self::BackendLost { .. } => -32011,
             Self::SessionBusy { .. } => -32012,
             Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => -32013,
-            Self::MethodDenied { .. } => -32014,
+            Self::MethodDenied { .. } | Self::ParamDenied { .. } => -32014,
             Self::Draining => -32015,
             Self::Cancelled => -32800,
             Self::Parse(_) => -32700,
             Self::InvalidRequest(_) => -32600,
-            Self::MethodNotFound { .. } => -32601,
+            Self::MethodNotFound { .. } | Self::MethodUnlisted { .. } => -32601,
             Self::InvalidParams(_) => -32602,
             Self::Failed { .. } | Self::ProviderLeft { .. } => -32603,
             Self::AuthenticationRequired => -32001,
@@ -197,12 +217,12 @@ impl ProxyError {
             Self::BackendLost { .. } => "BACKEND_LOST",
             Self::SessionBusy { .. } => "SESSION_BUSY",
             Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => "LIMIT_EXCEEDED",
-            Self::MethodDenied { .. } => "METHOD_DENIED",
+            Self::MethodDenied { .. } | Self::ParamDenied { .. } => "METHOD_DENIED",
             Self::Draining => "DRAINING",
             Self::Cancelled => "CANCELLED",
             Self::Parse(_) => "PARSE_ERROR",
             Self::InvalidRequest(_) => "INVALID_REQUEST",
-            Self::MethodNotFound { .. } => "METHOD_NOT_FOUND",
+            Self::MethodNotFound { .. } | Self::MethodUnlisted { .. } => "METHOD_NOT_FOUND",
             Self::InvalidParams(_) => "INVALID_PARAMS",
             Self::Failed { .. } | Self::ProviderLeft { .. } => "INTERNAL_ERROR",
             Self::AuthenticationRequired => "AUTHENTICATION_REQUIRED",
@@ -222,10 +242,12 @@ impl ProxyError {
             | Self::Draining => true,
             Self::BackendLost { .. }
             | Self::MethodDenied { .. }
+            | Self::ParamDenied { .. }
             | Self::Cancelled
             | Self::Parse(_)
             | Self::InvalidRequest(_)
             | Self::MethodNotFound { .. }
+            | Self::MethodUnlisted { .. }
             | Self::InvalidParams(_)
             | Self::Failed { .. }
             | Self::ProviderLeft { .. }

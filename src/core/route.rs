@@ -1,9 +1,23 @@
-//! Method to routing class: the one table of methods. Holds no state, looks at no params, and
-//! decides nothing about a single call.
+//! The one table of methods: where each goes, and how far it reaches. Holds no state, looks at no
+//! params but the places where sessions are named, and decides nothing about a single call.
 //!
 //! General rule, for methods known and unknown: a request whose params name a session goes to that
-//! session's owner. So only what differs from it is listed, plus methods without a session, for
-//! their metric label. `docs/methods.tsv` says the same for people, method by method.
+//! session's owner, and reaches no further. So only what differs from it is listed, plus methods
+//! without a session, for their metric label. `docs/methods.tsv` says the same for people, method
+//! by method.
+
+pub mod catalog;
+mod named;
+mod policy;
+mod unknown;
+
+pub use named::{Named, NamedAt, also_named, main_session, open_refusal};
+use policy::{
+    ACCOUNT, CLOUD, DISK, EVERYBODY, LOGS, PATH, PROVIDER, REMOTE, RUNS, SERVER_WIDE, SETTINGS,
+    SHUTDOWN, TRUST,
+};
+pub use policy::{Policy, Profile, Verdict, verdict};
+pub use unknown::{UnknownAnswer, unknown_answer};
 
 /// What a request of a client is to Taxiway.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,144 +163,207 @@ pub enum BackendClass {
     Unknown,
 }
 
-const NO_SHUTDOWN: &str =
-    "it would end a CLI server that others use too; drain the backend in Taxiway instead";
-
 /// What differs from the general rule, sorted by method.
-const METHODS: &[(&str, Class)] = {
+const METHODS: &[(&str, Class, Policy)] = {
     use Aggregate as G;
     use Class::{
         Abort, Any, ByRequestId, Cancel, Close, Connect, Create, Delete, Denied, Detach, Fork,
         Open, Ping, RemoteControl, Resume, Session,
     };
     use IdsArray as I;
+    use Policy::{Allow, Deny, Filter, Never, Own};
     use Provider as P;
-    const DISK: Class = Class::ServerWide(Spread::OnDisk);
+    const ON_DISK: Class = Class::ServerWide(Spread::OnDisk);
     const MEMORY: Class = Class::ServerWide(Spread::InMemory);
     const SEND: Class = Class::Send(SendKind::WaitFlag);
     &[
-        ("$/cancelRequest", Cancel),
-        ("account.getAllUsers", Any),
-        ("account.getCurrentAuth", Any),
-        ("account.getQuota", Any),
-        ("account.login", DISK),
-        ("account.logout", DISK),
-        ("agentRegistry.spawn", Any),
-        ("agents.discover", Any),
-        ("agents.getDiscoveryPaths", Any),
-        ("auth.getStatus", Any),
-        ("catalog.search", Any),
-        ("commands.list", Any),
-        ("connect", Connect),
-        ("extensions.disable", DISK),
-        ("extensions.discover", Any),
-        ("extensions.enable", DISK),
-        ("hooks.discover", Any),
-        ("instructions.discover", Any),
-        ("instructions.getDiscoveryPaths", Any),
-        ("llmInference.httpResponseChunk", ByRequestId),
-        ("llmInference.httpResponseStart", ByRequestId),
-        ("llmInference.setProvider", Class::Provider(P::LlmInference)),
-        ("managedSettings.clearCache", MEMORY),
-        ("managedSettings.read", Any),
-        ("mcp.config.add", DISK),
-        ("mcp.config.disable", DISK),
-        ("mcp.config.enable", DISK),
-        ("mcp.config.list", Any),
-        ("mcp.config.reload", MEMORY),
-        ("mcp.config.remove", DISK),
-        ("mcp.config.update", DISK),
-        ("mcp.discover", Any),
-        ("mcp.planInstall", Any),
-        ("models.getBuiltInCatalog", Any),
-        ("models.list", Any),
-        ("ping", Ping),
-        ("plugins.builtin.set", Class::Provider(P::BuiltinPlugins)),
-        ("plugins.disable", DISK),
-        ("plugins.enable", DISK),
-        ("plugins.install", DISK),
-        ("plugins.list", Any),
-        ("plugins.marketplaces.add", DISK),
-        ("plugins.marketplaces.browse", Any),
-        ("plugins.marketplaces.list", Any),
-        ("plugins.marketplaces.refresh", DISK),
-        ("plugins.marketplaces.remove", DISK),
-        ("plugins.uninstall", DISK),
-        ("plugins.update", DISK),
-        ("plugins.updateAll", DISK),
+        ("$/cancelRequest", Cancel, Allow),
+        ("account.getAllUsers", Any, Deny(ACCOUNT)),
+        ("account.getCurrentAuth", Any, Deny(ACCOUNT)),
+        ("account.getQuota", Any, Deny(ACCOUNT)),
+        ("account.login", ON_DISK, Deny(ACCOUNT)),
+        ("account.logout", ON_DISK, Deny(ACCOUNT)),
+        ("agentRegistry.spawn", Any, Deny(RUNS)),
+        ("agents.discover", Any, Deny(DISK)),
+        ("agents.getDiscoveryPaths", Any, Deny(DISK)),
+        ("auth.getStatus", Any, Allow),
+        ("catalog.search", Any, Allow),
+        ("commands.list", Any, Allow),
+        ("connect", Connect, Allow),
+        ("extensions.disable", ON_DISK, Deny(SERVER_WIDE)),
+        ("extensions.discover", Any, Deny(DISK)),
+        ("extensions.enable", ON_DISK, Deny(SERVER_WIDE)),
+        ("hooks.discover", Any, Deny(DISK)),
+        ("instructions.discover", Any, Deny(DISK)),
+        ("instructions.getDiscoveryPaths", Any, Deny(DISK)),
+        ("llmInference.httpResponseChunk", ByRequestId, Allow),
+        ("llmInference.httpResponseStart", ByRequestId, Allow),
+        (
+            "llmInference.setProvider",
+            Class::Provider(P::LlmInference),
+            Deny(PROVIDER),
+        ),
+        ("managedSettings.clearCache", MEMORY, Deny(SERVER_WIDE)),
+        ("managedSettings.read", Any, Deny(SETTINGS)),
+        ("mcp.config.add", ON_DISK, Deny(SERVER_WIDE)),
+        ("mcp.config.disable", ON_DISK, Deny(SERVER_WIDE)),
+        ("mcp.config.enable", ON_DISK, Deny(SERVER_WIDE)),
+        ("mcp.config.list", Any, Deny(SETTINGS)),
+        ("mcp.config.reload", MEMORY, Deny(SERVER_WIDE)),
+        ("mcp.config.remove", ON_DISK, Deny(SERVER_WIDE)),
+        ("mcp.config.update", ON_DISK, Deny(SERVER_WIDE)),
+        ("mcp.discover", Any, Deny(DISK)),
+        ("mcp.planInstall", Any, Allow),
+        ("models.getBuiltInCatalog", Any, Allow),
+        ("models.list", Any, Allow),
+        ("ping", Ping, Allow),
+        (
+            "plugins.builtin.set",
+            Class::Provider(P::BuiltinPlugins),
+            Deny(SERVER_WIDE),
+        ),
+        ("plugins.disable", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.enable", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.install", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.list", Any, Deny(DISK)),
+        ("plugins.marketplaces.add", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.marketplaces.browse", Any, Allow),
+        ("plugins.marketplaces.list", Any, Allow),
+        ("plugins.marketplaces.refresh", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.marketplaces.remove", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.uninstall", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.update", ON_DISK, Deny(SERVER_WIDE)),
+        ("plugins.updateAll", ON_DISK, Deny(SERVER_WIDE)),
         (
             "registerExtensionLaunchProvider",
             Class::Provider(P::ExtensionLaunch),
+            Deny(PROVIDER),
         ),
-        ("runtime.shutdown", Denied(NO_SHUTDOWN)),
-        ("secrets.addFilterValues", MEMORY),
-        ("session.abort", Abort),
-        ("session.create", Create),
-        ("session.delete", Delete),
-        ("session.destroy", Detach),
-        ("session.detach", Detach),
-        ("session.fleet.start", SEND),
-        ("session.getForeground", Any),
-        ("session.getLastId", Class::Aggregate(G::LastId)),
-        ("session.list", Class::Aggregate(G::SessionList)),
-        ("session.resume", Resume),
-        ("session.send", SEND),
-        ("session.sendAndWait", Class::Send(SendKind::TurnEnd)),
-        ("session.sendMessages", SEND),
-        ("sessionFs.setProvider", Class::Provider(P::SessionFs)),
-        ("sessions.bulkDelete", Class::IdsArray(I::BulkDelete)),
-        ("sessions.checkInUse", Class::IdsArray(I::CheckInUse)),
-        ("sessions.close", Close),
-        ("sessions.configureSessionExtensions", Session),
-        ("sessions.connect", Open),
-        ("sessions.delete", Delete),
+        ("runtime.shutdown", Denied(SHUTDOWN), Never(SHUTDOWN)),
+        ("secrets.addFilterValues", MEMORY, Deny(SERVER_WIDE)),
+        ("session.abort", Abort, Own),
+        ("session.create", Create, Own),
+        ("session.debug.collectLogs", Session, Deny(LOGS)),
+        ("session.delete", Delete, Own),
+        ("session.destroy", Detach, Own),
+        ("session.detach", Detach, Own),
+        ("session.fleet.start", SEND, Own),
+        ("session.getForeground", Any, Allow),
+        ("session.getLastId", Class::Aggregate(G::LastId), Filter),
+        (
+            "session.gitHubAuth.getAllAuthAvailable",
+            Session,
+            Deny(ACCOUNT),
+        ),
+        ("session.gitHubAuth.login", Session, Deny(ACCOUNT)),
+        ("session.gitHubAuth.logout", Session, Deny(ACCOUNT)),
+        ("session.gitHubAuth.logoutUser", Session, Deny(ACCOUNT)),
+        ("session.gitHubAuth.switchToAuth", Session, Deny(ACCOUNT)),
+        ("session.list", Class::Aggregate(G::SessionList), Filter),
+        ("session.mcp.registerExternalClient", Session, Deny(RUNS)),
+        ("session.mcp.reloadWithConfig", Session, Deny(RUNS)),
+        ("session.mcp.startServer", Session, Deny(RUNS)),
+        (
+            "session.permissions.folderTrust.addTrusted",
+            Session,
+            Deny(TRUST),
+        ),
+        (
+            "session.permissions.locations.addToolApproval",
+            Session,
+            Deny(TRUST),
+        ),
+        ("session.resume", Resume, Own),
+        ("session.send", SEND, Own),
+        ("session.sendAndWait", Class::Send(SendKind::TurnEnd), Own),
+        ("session.sendMessages", SEND, Own),
+        ("session.shell.cancelUserRequested", Session, Deny(RUNS)),
+        ("session.shell.exec", Session, Deny(RUNS)),
+        ("session.shell.executeUserRequested", Session, Deny(RUNS)),
+        ("session.shell.kill", Session, Deny(RUNS)),
+        ("session.tools.execute", Session, Deny(RUNS)),
+        (
+            "sessionFs.setProvider",
+            Class::Provider(P::SessionFs),
+            Deny(PROVIDER),
+        ),
+        ("sessions.bulkDelete", Class::IdsArray(I::BulkDelete), Own),
+        ("sessions.checkInUse", Class::IdsArray(I::CheckInUse), Own),
+        ("sessions.close", Close, Own),
+        ("sessions.configureSessionExtensions", Session, Own),
+        ("sessions.connect", Open, Deny(CLOUD)),
+        ("sessions.delete", Delete, Own),
         (
             "sessions.enrichMetadata",
             Class::IdsArray(I::EnrichMetadata),
+            Own,
         ),
-        ("sessions.findByPrefix", Class::Aggregate(G::FindByPrefix)),
-        ("sessions.findByTaskId", Class::Aggregate(G::FindByTaskId)),
-        ("sessions.fork", Fork),
-        ("sessions.getBoardEntryCount", Session),
+        (
+            "sessions.findByPrefix",
+            Class::Aggregate(G::FindByPrefix),
+            Filter,
+        ),
+        (
+            "sessions.findByTaskId",
+            Class::Aggregate(G::FindByTaskId),
+            Filter,
+        ),
+        ("sessions.fork", Fork, Own),
+        ("sessions.getBoardEntryCount", Session, Own),
         (
             "sessions.getClientMetadata",
             Class::IdsArray(I::GetClientMetadata),
+            Own,
         ),
-        ("sessions.getEventFilePath", Session),
+        ("sessions.getEventFilePath", Session, Deny(PATH)),
         (
             "sessions.getLastForContext",
             Class::Aggregate(G::LastForContext),
+            Filter,
         ),
-        ("sessions.getMetadata", Session),
-        ("sessions.getPersistedRemoteSteerable", Session),
-        ("sessions.getRemoteControlStatus", Any),
-        ("sessions.getSizes", Class::Aggregate(G::Sizes)),
-        ("sessions.list", Class::Aggregate(G::SessionsList)),
+        ("sessions.getMetadata", Session, Own),
+        ("sessions.getPersistedRemoteSteerable", Session, Own),
+        ("sessions.getRemoteControlStatus", Any, Deny(REMOTE)),
+        ("sessions.getSizes", Class::Aggregate(G::Sizes), Filter),
+        ("sessions.list", Class::Aggregate(G::SessionsList), Filter),
         (
             "sessions.listNonEmptySessionIds",
             Class::Aggregate(G::NonEmptyIds),
+            Filter,
         ),
-        ("sessions.loadDeferredRepoHooks", Session),
-        ("sessions.open", Open),
-        ("sessions.pruneOld", Class::Aggregate(G::PruneOld)),
-        ("sessions.readPersistedEvents", Session),
-        ("sessions.releaseLock", Session),
-        ("sessions.reloadPluginHooks", Session),
-        ("sessions.save", Session),
-        ("sessions.setAdditionalPlugins", MEMORY),
-        ("sessions.setRemoteControlSteering", MEMORY),
-        ("sessions.startRemoteControl", Session),
-        ("sessions.stopRemoteControl", RemoteControl),
-        ("sessions.transferRemoteControl", RemoteControl),
-        ("skills.config.setDisabledSkills", DISK),
-        ("skills.config.setSkillDisabled", DISK),
-        ("skills.discover", Any),
-        ("skills.getDiscoveryPaths", Any),
-        ("status.get", Any),
-        ("tools.list", Any),
-        ("user.settings.get", Any),
-        ("user.settings.reload", MEMORY),
-        ("user.settings.set", DISK),
+        ("sessions.loadDeferredRepoHooks", Session, Own),
+        ("sessions.open", Open, Own),
+        (
+            "sessions.pruneOld",
+            Class::Aggregate(G::PruneOld),
+            Deny(EVERYBODY),
+        ),
+        ("sessions.readPersistedEvents", Session, Own),
+        ("sessions.releaseLock", Session, Own),
+        ("sessions.reloadPluginHooks", Session, Own),
+        ("sessions.save", Session, Own),
+        ("sessions.setAdditionalPlugins", MEMORY, Deny(SERVER_WIDE)),
+        ("sessions.setRemoteControlSteering", MEMORY, Deny(REMOTE)),
+        ("sessions.startRemoteControl", Session, Deny(REMOTE)),
+        ("sessions.stopRemoteControl", RemoteControl, Deny(REMOTE)),
+        (
+            "sessions.transferRemoteControl",
+            RemoteControl,
+            Deny(REMOTE),
+        ),
+        (
+            "skills.config.setDisabledSkills",
+            ON_DISK,
+            Deny(SERVER_WIDE),
+        ),
+        ("skills.config.setSkillDisabled", ON_DISK, Deny(SERVER_WIDE)),
+        ("skills.discover", Any, Deny(DISK)),
+        ("skills.getDiscoveryPaths", Any, Deny(DISK)),
+        ("status.get", Any, Allow),
+        ("tools.list", Any, Allow),
+        ("user.settings.get", Any, Deny(SETTINGS)),
+        ("user.settings.reload", MEMORY, Deny(SERVER_WIDE)),
+        ("user.settings.set", ON_DISK, Deny(SERVER_WIDE)),
     ]
 };
 
@@ -352,11 +429,36 @@ const BACKEND_METHODS: &[(&str, BackendClass)] = {
 
 /// The class of a client's method.
 pub fn classify(method: &str) -> Class {
-    match METHODS.binary_search_by(|(name, _)| (*name).cmp(method)) {
-        Ok(at) => METHODS[at].1,
-        Err(_) if method.starts_with("session.") => Class::Session,
-        Err(_) => Class::Unknown,
+    look_up(method).0
+}
+
+/// The class of a client's method, and how far it reaches.
+pub fn look_up(method: &str) -> (Class, Policy) {
+    match METHODS.binary_search_by(|(name, ..)| (*name).cmp(method)) {
+        Ok(at) => (METHODS[at].1, METHODS[at].2),
+        Err(_) => {
+            let class = if method.starts_with("session.") {
+                Class::Session
+            } else {
+                Class::Unknown
+            };
+            (class, policy::of_unlisted(method, class))
+        }
     }
+}
+
+/// Whether the params of a call say how a session is to be.
+pub fn shapes_session(class: Class, method: &str) -> bool {
+    matches!(class, Class::Create | Class::Resume) || method == "session.options.update"
+}
+
+/// Every method that clients of CLI 1.0.102 may call, sorted: what can be said of each by name.
+pub fn methods() -> Vec<&'static str> {
+    let listed = METHODS.iter().map(|(method, ..)| *method);
+    let mut all: Vec<_> = listed.chain(catalog::session_methods()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// The class of a backend's method.

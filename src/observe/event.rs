@@ -42,8 +42,10 @@ impl Observer {
             } => metrics.backend(backend).placement(*reason),
             Event::ErrorAnswered { code, .. } => {
                 metrics.error(*code);
-                if *code == METHOD_DENIED {
-                    metrics.access_denied("method");
+                match *code {
+                    METHOD_DENIED => metrics.access_denied("method"),
+                    METHOD_UNKNOWN => metrics.access_denied("unknown_method"),
+                    _ => {}
                 }
             }
             Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
@@ -375,7 +377,7 @@ impl Observer {
                 )
             };
         }
-        if code == METHOD_DENIED {
+        if matches!(code, METHOD_DENIED | METHOD_UNKNOWN) {
             line!("denied")
         } else {
             line!("error")
@@ -439,6 +441,8 @@ fn write_store_failed(op: &str, reason: &str, waiting: usize, goes_down: bool) {
 
 /// DESIGN §10: not allowed through this proxy.
 const METHOD_DENIED: i32 = -32014;
+/// Made here only for methods that the profile lets nobody try.
+const METHOD_UNKNOWN: i32 = -32601;
 
 /// The lines named `backend`.
 fn write_backend(event: &Event) {

@@ -239,27 +239,25 @@ fn enrich(state: &mut State, call: &Call, home: &Home) {
     let Some(given) = call.params.get("sessions").and_then(Value::as_array) else {
         return state.refuse(call, "missing or non-array parameter 'sessions'");
     };
-    let mut enriched = given.clone();
-    for session in &mut enriched {
-        let known = session
-            .get("sessionId")
-            .and_then(Value::as_str)
-            .and_then(|id| home.load(id));
-        let Some(session) = session.as_object_mut() else {
-            continue;
+    let enriched = given.iter().map(|session| {
+        let Some(session) = session.as_object() else {
+            return session.to_string();
         };
-        if let Some(record) = known {
+        let id = session.get("sessionId").and_then(Value::as_str);
+        let mut session = session.clone();
+        if let Some(record) = id.and_then(|id| home.load(id)) {
             session.insert("summary".to_owned(), record.summary.clone().into());
             session.insert("name".to_owned(), record.title().into());
             session.insert("clientName".to_owned(), "sdk".into());
             session.insert("context".to_owned(), serde_json::json!({ "cwd": WORK }));
         }
-        session.insert("isDetached".to_owned(), false.into());
-    }
-    state.ok(
-        call,
-        &format!(r#"{{"sessions":{}}}"#, Value::Array(enriched)),
-    );
+        session.remove("isDetached");
+        let text = Value::Object(session).to_string();
+        let comma = if text == "{}" { "" } else { "," };
+        format!(r#"{}{comma}"isDetached":false}}"#, &text[..text.len() - 1])
+    });
+    let enriched: Vec<_> = enriched.collect();
+    state.ok(call, &format!(r#"{{"sessions":[{}]}}"#, enriched.join(",")));
 }
 
 /// Unknown ids count as deleted too, and are announced.
@@ -387,10 +385,28 @@ fn of_one(shared: &Arc<Shared>, state: &mut State, call: &Call) {
         "loadDeferredRepoHooks" => {
             state.ok(call, r#"{"startupPrompts":[],"hookCount":0}"#);
         }
-        "startRemoteControl" => state.refuse(call, "missing remote control config"),
+        "startRemoteControl" => start_remote_control(state, call, &id),
         "configureSessionExtensions" => state.ok(call, "null"),
         _ => state.ok(call, "{}"),
     }
+}
+
+/// It needs a GitHub login, so it works on no session.
+fn start_remote_control(state: &mut State, call: &Call, id: &str) {
+    let Some(config) = call.params.get("config").and_then(Value::as_object) else {
+        return state.refuse(call, "missing remote control config");
+    };
+    let missing = ["remote", "steerable", "explicit", "silent"]
+        .into_iter()
+        .find(|field| !config.contains_key(*field));
+    let text = match missing {
+        Some(field) => format!("missing field `{field}`"),
+        None if config["remote"] == true => {
+            format!("startRemoteControl: session {id} not found")
+        }
+        None => format!("session not found: {id}"),
+    };
+    state.refuse(call, &text);
 }
 
 /// The copy is on disk, not open, and nobody hears of it but the caller; an open source notes it.

@@ -9,10 +9,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    aggregates, catalog, conversation, event, lifetime, opening,
+    aggregates, conversation, event, lifetime, opening,
     server::Shared,
     state::{Call, Provider, State},
 };
+use crate::core::route::catalog;
 
 /// Answers one request.
 pub(super) fn answer(shared: &Arc<Shared>, call: Call) {

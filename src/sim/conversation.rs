@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{
     aggregates,
     event::{self, Life},
+    opening::is_valid,
     server::{ROOT, Shared, WORK},
     session::{Decision, QUEUE_MAX, Sent, Session, ToolResult, TurnState, Waiter},
     state::{Call, State},
@@ -408,6 +409,15 @@ fn set_mode(shared: &Arc<Shared>, state: &mut State, call: &Call, id: &str) {
         let text =
             format!("unknown variant `{mode}`, expected one of `interactive`, `plan`, `autopilot`");
         return state.refuse(call, &text);
+    }
+    if let Some(base) = call.text("inheritPlanBaseFromSessionId") {
+        if !is_valid(base) {
+            let text = format!("Invalid sessionId: {}", event::quoted(base));
+            return state.refuse(call, &text);
+        }
+        if !state.sessions.contains_key(base) {
+            return state.refuse(call, &format!("session not found: {base}"));
+        }
     }
     let Some(session) = state.sessions.get_mut(id) else {
         return;

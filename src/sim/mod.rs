@@ -12,7 +12,6 @@
 
 mod aggregates;
 mod answers;
-mod catalog;
 mod command;
 mod connection;
 mod conversation;

@@ -26,6 +26,7 @@ mod lifecycle;
 mod limits;
 mod live_config;
 mod locate;
+mod methods;
 mod placement;
 mod pressure;
 mod relay;

@@ -159,7 +159,7 @@ async fn providers_are_claimed_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_live_the_same() {
     compare!(None;
-        unknown_sessions, session_ids, opening, two_connections, closing, half_close, life_without_turn,
+        unknown_sessions, unknown_answers, second_sessions, session_ids, opening, two_connections, closing, half_close, life_without_turn,
         create_over_closed,
     );
 }

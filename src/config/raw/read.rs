@@ -91,6 +91,21 @@ pub(super) fn read(kind: &Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
                 Some(words) => Ok(Value::Words(words)),
             }
         }
+        (Kind::Names, DeValue::Array(items)) => {
+            let words = items
+                .iter()
+                .map(|item| item.get_ref().as_str().map(str::to_owned));
+            let words = words.collect::<Option<Vec<_>>>().ok_or_else(|| {
+                Fault::new("expected a list of names", "not only strings in here")
+            })?;
+            match words.iter().find(|word| !is_name(word)) {
+                None => Ok(Value::Words(words)),
+                Some(word) => Err(Fault::new(
+                    format!("{word:?} is no name"),
+                    "letters, digits, `.` `_` `$` `/` `-` and `*`",
+                )),
+            }
+        }
         (Kind::Duration { .. }, DeValue::Integer(n)) => {
             Err(Fault::new("a duration needs its unit", "of what?")
                 .help(format!("write \"{n}s\", \"{n}ms\", \"{n}m\" or \"{n}h\"")))
@@ -111,6 +126,12 @@ pub(super) fn read(kind: &Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
     }
 }
 
+/// Of a method or parameter; `*` may stand for something in it.
+fn is_name(word: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._$/-*".contains(&byte);
+    !word.is_empty() && word.bytes().all(allowed)
+}
+
 fn plain_name(kind: &Kind) -> String {
     let name = match kind {
         Kind::Choice { words, .. } => return format!("one of {}", quoted(words)),
@@ -126,6 +147,7 @@ fn plain_name(kind: &Kind) -> String {
         Kind::Path | Kind::SecretFile => "a path in quotes",
         Kind::Variable => "the name of an environment variable in quotes",
         Kind::Words => "a list of strings",
+        Kind::Names => "a list of names",
         Kind::NotBuilt => "nothing",
     };
     name.to_owned()
@@ -189,9 +211,12 @@ fn read_text(kind: &Kind, text: &str) -> Option<Result<Value, Fault>> {
         Kind::Pattern => read_pattern(text),
         Kind::Path | Kind::SecretFile => read_path(text),
         Kind::Variable => read_variable(text),
-        Kind::Integer { .. } | Kind::Number { .. } | Kind::Flag | Kind::Words | Kind::NotBuilt => {
-            return None;
-        }
+        Kind::Integer { .. }
+        | Kind::Number { .. }
+        | Kind::Flag
+        | Kind::Words
+        | Kind::Names
+        | Kind::NotBuilt => return None,
     })
 }
 

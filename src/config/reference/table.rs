@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::{Absent, Key, Kind, Reload, Section, Shape};
 
+mod access;
+
 const MODE_IS_FIXED: &str = "each mode keeps homes and owners of sessions in its own way";
 const GRANULARITY_IS_FIXED: &str = "connections are relayed in one way or the other, not both";
 const LOG_IS_FIXED: &str = "the log is opened once";
@@ -68,15 +70,6 @@ const fn not_built(name: &'static str, text: &'static str) -> Key {
         absent: Absent::Means(""),
         reload: Reload::Live,
         text,
-    }
-}
-
-const fn later(name: &'static str, text: &'static str) -> Section {
-    Section {
-        name,
-        shape: Shape::NotBuilt,
-        text,
-        keys: &[],
     }
 }
 
@@ -246,6 +239,7 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
             not_built("revoke_grace", "tokens of clients"),
         ],
     },
+    access::ACCESS,
     Section {
         name: "sessions",
         shape: Shape::Table,
@@ -693,5 +687,4 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
             ),
         ],
     },
-    later("access", "what clients may do, and profiles of it"),
 ];

@@ -107,3 +107,37 @@ fn prints_the_reference() {
     );
     assert_eq!((answer.code, answer.out), (0, markdown()));
 }
+
+#[test]
+fn lists_what_may_be_used() {
+    let text = format!(
+        "[access]\nprofile = \"multi-tenant\"\nallow = [\"session.shell.exec\"]\n{MINIMAL}"
+    );
+    let wanted = |output| Request {
+        methods: Wanted::Yes,
+        output,
+        ..Request::default()
+    };
+    let answer = run(&text, wanted(Output::Text));
+    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    assert!(answer.out.starts_with("profile multi-tenant\n"));
+    let line = |method: &str| {
+        let mut lines = answer.out.lines();
+        let found = lines.find(|line| line.split(' ').next() == Some(method));
+        let words = found.unwrap_or_default().split_whitespace();
+        words.skip(1).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("session.send"), "send own allowed profile");
+    assert_eq!(line("session.shell.exec"), "session deny allowed access");
+    assert_eq!(
+        line("account.getQuota"),
+        "any deny denied profile it is about the account that the CLI server is logged in with, \
+         which others share"
+    );
+    let json: Value = serde_json::from_str(&run(&text, wanted(Output::Json)).out).unwrap();
+    assert_eq!(json["profile"], "multi-tenant");
+    let methods = json["methods"].as_array().unwrap();
+    assert!(methods.len() > 350, "{}", methods.len());
+    let kill = methods.iter().find(|m| m["method"] == "session.shell.kill");
+    assert_eq!(kill.unwrap()["decision"], "denied");
+}

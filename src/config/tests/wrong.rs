@@ -26,8 +26,8 @@ const SECTIONS_WRONG: &[Row] = &[
         "x = 1\n",
         &[
             "1:1: error: unknown key `x`; sections are: listener, admin, routing, identity, \
-             sessions, health, failover, drain, upgrade, limits, log, store, backends, managed, \
-             access",
+             access, sessions, health, failover, drain, upgrade, limits, log, store, backends, \
+             managed",
         ],
     ),
     (
@@ -72,9 +72,35 @@ const SECTIONS_WRONG: &[Row] = &[
     ),
     (
         "[access]\nprofile = \"x\"\n",
+        &["2:11: error: access.profile: must be one of \"multi-tenant\", \"single-tenant\""],
+    ),
+    (
+        "[access]\nallow = [\"session.send\", \"a*b\", \"a b\"]\ndeny = [5]\n",
         &[
-            "1:2: error: not built yet: [access] (what clients may do, and profiles of it); \
-             take it out: it would have no effect, and Taxiway ignores nothing silently",
+            "2:9: error: access.allow: \"a b\" is no name",
+            "3:8: error: access.deny: expected a list of names",
+        ],
+    ),
+    (
+        "[access]\nallow = [\"a*b\"]\n",
+        &[
+            "2:9: error: access.allow: `*` is not at the end of `a*b`; it stands for any rest, as \
+             in \"session.shell.*\"",
+        ],
+    ),
+    (
+        "[access]\nallow = [\"runtime.shutdown\", \"session.sned\", \"mcp.*\"]\ndeny = [\"mcp.*\"]\n",
+        &[
+            "2:9: error: access.allow: runtime.shutdown is never forwarded: it would end a CLI \
+             server that others use too; drain the backend in Taxiway instead; take it out",
+            "2:9: error: access.allow: `mcp.*` is in `deny`, too; take it out of one of them",
+        ],
+    ),
+    (
+        "[routing]\ngranularity = \"connection\"\n[access]\nprofile = \"multi-tenant\"\n",
+        &[
+            "4:11: error: access.profile: cannot be used with granularity = \"connection\"; use \
+             granularity = \"session\" below [routing], or take it out",
         ],
     ),
     (

@@ -18,7 +18,7 @@ use crate::core::{
     idmap::RequestId,
     locate::Refusal,
     reply::{self, ProxyError},
-    route::Class,
+    route::{Class, Profile},
     scan::Head,
 };
 
@@ -145,7 +145,10 @@ impl Mux {
             .and_then(|options| facts.map(|facts| (connect::answer(&options, &facts), options)));
         match accepted {
             Ok((answer, options)) => {
-                self.connect = options;
+                self.connect = match cx.settings.access.methods.profile {
+                    Profile::MultiTenant => options.without_telemetry(),
+                    Profile::SingleTenant => options,
+                };
                 let mut token = Vec::with_capacity(40);
                 id.write(&mut token);
                 let size = out.write(Dest::Client, |b| reply::result(b, &token, &answer));

@@ -16,7 +16,7 @@ use crate::core::{
     idmap::RequestId,
     reply::{self, ProxyError},
     route::{self, Class},
-    scan::{self, Head, Kind, Text},
+    scan::{self, Head, Kind},
 };
 
 /// A frame on its way: where it stands in the buffer just read, or a copy that was held.
@@ -171,13 +171,14 @@ impl Mux {
         };
         let token = id.token().of(body);
         let method = method.get(body);
-        let class = route::classify(&method);
+        let (class, policy) = route::look_up(&method);
         let call = RequestId::read(id, body);
-        let session = session_of(class, head).map(|text| text.get(body));
+        let session = route::main_session(class, head, body).map(|named| named.id.get(body));
         // Anything else goes to any backend, which refuses it in its own words.
         let named = session.as_deref().filter(|text| is_session_id(text));
         let asked = Asked {
             class,
+            policy,
             method: &method,
             call: &call,
             token,
@@ -458,19 +459,6 @@ pub(super) fn swap_id(out: &mut Vec<u8>, body: &[u8], id: Range<usize>, token: &
     out.extend_from_slice(&body[..id.start]);
     out.extend_from_slice(token);
     out.extend_from_slice(&body[id.end..]);
-}
-
-/// The place where a request of this class names its session.
-fn session_of(class: Class, head: &Head) -> Option<Text> {
-    let places = &head.places;
-    if class == Class::Open {
-        head.session.or(places.options_session)
-    } else if class == Class::RemoteControl {
-        let named = places.to_session.or(places.expected);
-        named.or(places.expected_from).or(head.session)
-    } else {
-        head.session
-    }
 }
 
 /// What the CLI accepts as a session id (PROTOCOL §4). Anything else goes to any backend, which

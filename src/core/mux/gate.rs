@@ -3,11 +3,18 @@
 //! later, from the shell.
 
 use super::{Context, Life, Mux};
-use crate::core::{idmap::RequestId, reply::ProxyError, route::Class, scan::Head};
+use crate::core::{
+    access::DecidedBy,
+    idmap::RequestId,
+    reply::ProxyError,
+    route::{self, Class, Policy, Profile, Verdict},
+    scan::Head,
+};
 
 /// A request as it arrived.
 pub(super) struct Asked<'a> {
     pub(super) class: Class,
+    pub(super) policy: Policy,
     pub(super) method: &'a str,
     pub(super) call: &'a RequestId,
     /// Its id as it is written.
@@ -27,8 +34,9 @@ impl Mux {
         if self.is_stranger(cx) && asked.class != Class::Connect {
             return Some(ProxyError::AuthenticationRequired);
         }
-        self.beyond_limit(cx, asked)
-            .or_else(|| denied(asked))
+        self.denied(cx, asked)
+            .or_else(|| denied_param(cx, asked))
+            .or_else(|| self.beyond_limit(cx, asked))
             .or_else(|| self.refused_in_drain(asked.class))
             .or_else(|| self.beyond_sessions(cx, asked))
     }
@@ -38,6 +46,33 @@ impl Mux {
         self.calls.contains(call)
             || self.upstreams.owe(call)
             || self.own.iter().any(|own| own.id == *call)
+    }
+
+    /// What this client may not do at all.
+    fn denied(&self, cx: &Context<'_>, asked: &Asked<'_>) -> Option<ProxyError> {
+        let access = &cx.settings.access;
+        let principal = self.principal.as_deref();
+        let reason = match access.method(principal, asked.method, asked.policy) {
+            (Verdict::Denied(reason), _) => reason,
+            (Verdict::Unlisted, _) => {
+                return Some(ProxyError::MethodUnlisted {
+                    method: asked.method.to_owned(),
+                });
+            }
+            (Verdict::Allowed, by) if asked.class == Class::Open => {
+                let profile = match by {
+                    DecidedBy::Profile => access.methods.profile,
+                    // Whoever lists the method means all of it.
+                    DecidedBy::Operator | DecidedBy::Principal => Profile::SingleTenant,
+                };
+                route::open_refusal(profile, asked.head, asked.body)?
+            }
+            (Verdict::Allowed, _) => return None,
+        };
+        Some(ProxyError::MethodDenied {
+            method: asked.method.to_owned(),
+            reason,
+        })
     }
 
     fn beyond_limit(&mut self, cx: &Context<'_>, asked: &Asked<'_>) -> Option<ProxyError> {
@@ -77,30 +112,17 @@ impl Mux {
     }
 }
 
-/// What nobody may do through Taxiway.
-fn denied(asked: &Asked<'_>) -> Option<ProxyError> {
-    let reason = if let Class::Denied(reason) = asked.class {
-        reason
-    } else if asked.class == Class::Open
-        && asked.named.is_none()
-        && wants_last(asked.head, asked.body)
-    {
-        "which session was last is known to no single server, and the one that opened it by itself \
-         might open what another has open: ask session.getLastId, then open that id with kind resume"
-    } else {
+/// What opening or changing a session may not bring along.
+fn denied_param(cx: &Context<'_>, asked: &Asked<'_>) -> Option<ProxyError> {
+    if !route::shapes_session(asked.class, asked.method) {
         return None;
-    };
-    Some(ProxyError::MethodDenied {
+    }
+    let params = asked.head.params?.of(asked.body);
+    let param = cx.settings.access.methods.denied_param(params)?;
+    Some(ProxyError::ParamDenied {
         method: asked.method.to_owned(),
-        reason,
+        param: param.clone(),
     })
-}
-
-/// Whether a `sessions.open` leaves it to the server which session that is.
-fn wants_last(head: &Head, body: &[u8]) -> bool {
-    head.places
-        .kind
-        .is_some_and(|kind| kind.get(body) == "resumeLast")
 }
 
 /// Whether a call of this class starts something that would outlive the drain.

@@ -9,6 +9,7 @@ mod admission;
 mod chunks;
 mod ends;
 mod failover;
+mod gate;
 mod input;
 mod loss;
 mod moves;

@@ -42,34 +42,76 @@ fn tables_are_sorted_without_duplicates() {
     assert!(BACKEND_METHODS.is_sorted_by(|a, b| a.0 < b.0));
 }
 
+/// A row of `docs/methods.tsv`, whose middle columns follow from the code.
+fn documented_row(method: &str, note: &str) -> String {
+    let from_backend = classify_backend(method);
+    if from_backend != BackendClass::Unknown && from_backend != BackendClass::Cancel {
+        let class = documented_backend_name(from_backend);
+        return format!("{method}\t{class}\t-\t-\t{note}");
+    }
+    let (class, policy) = look_up(method);
+    let unknown = match class {
+        Class::Session
+        | Class::Create
+        | Class::Resume
+        | Class::Open
+        | Class::Fork
+        | Class::Detach
+        | Class::Delete
+        | Class::Close
+        | Class::Send(_)
+        | Class::Abort
+        | Class::IdsArray(_)
+        | Class::RemoteControl => unknown::tests::documented(method),
+        Class::Ping
+        | Class::Connect
+        | Class::Aggregate(_)
+        | Class::Any
+        | Class::ServerWide(_)
+        | Class::Provider(_)
+        | Class::ByRequestId
+        | Class::Cancel
+        | Class::Denied(_)
+        | Class::Unknown => "-".to_owned(),
+    };
+    let class = documented_name(class);
+    format!("{method}\t{class}\t{}\t{unknown}\t{note}", policy.word())
+}
+
 #[test]
-fn every_documented_method_is_classified_as_documented() {
+fn every_documented_method_is_as_documented() {
+    const HEADER: &str = "method\tclass\tpolicy\tunknown_session\tnote";
     let mut rows = DOCUMENTED.lines();
-    assert_eq!(rows.next(), Some("method\tclass\tnote"));
+    let mut wanted = HEADER.to_owned() + "\n";
+    let columns = rows.next().map_or(0, |header| header.split('\t').count());
     let mut seen = Vec::new();
     for row in rows {
-        let columns: Vec<&str> = row.split('\t').collect();
-        let [method, class, _note] = columns[..] else {
-            panic!("three columns: {row}")
-        };
-        if class.starts_with("from_backend/") {
-            assert_eq!(
-                documented_backend_name(classify_backend(method)),
-                class,
-                "{method}"
-            );
-        } else {
-            assert_eq!(documented_name(classify(method)), class, "{method}");
-        }
+        let method = row.split('\t').next().unwrap_or_default();
+        let note = row.split('\t').nth(columns - 1).unwrap_or_default();
+        assert!(!seen.contains(&method), "{method} is there twice");
+        wanted += &documented_row(method, note);
+        wanted += "\n";
         seen.push(method);
+    }
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/methods.tsv");
+        std::fs::write(path, wanted).expect("docs/methods.tsv can be written");
+        return;
+    }
+    for (row, wanted) in DOCUMENTED.lines().zip(wanted.lines()) {
+        assert_eq!(
+            row, wanted,
+            "UPDATE_DOCS=1 writes what follows from the code"
+        );
     }
     assert!(
         seen.len() > 400,
         "the whole protocol, not only {}",
         seen.len()
     );
-    for (method, _) in METHODS {
-        assert!(seen.contains(method), "{method} is not documented");
+    let known = METHODS.iter().map(|(method, ..)| *method);
+    for method in known.chain(catalog::session_methods()) {
+        assert!(seen.contains(&method), "{method} is not documented");
     }
     for (method, _) in BACKEND_METHODS {
         assert!(seen.contains(method), "{method} is not documented");
@@ -93,10 +135,63 @@ fn unlisted_methods_follow_the_general_rule() {
 
 #[test]
 fn only_what_ends_the_server_is_denied_to_everybody() {
-    let denied: Vec<&str> = METHODS
-        .iter()
-        .filter(|(_, class)| matches!(class, Class::Denied(_)))
-        .map(|(method, _)| *method)
-        .collect();
+    let denied = |(_, class, policy): &&(&str, Class, Policy)| {
+        let never = matches!(policy, Policy::Never(_));
+        assert_eq!(matches!(class, Class::Denied(_)), never);
+        never
+    };
+    let denied: Vec<&str> = METHODS.iter().filter(denied).map(|row| row.0).collect();
     assert_eq!(denied, ["runtime.shutdown"]);
+}
+
+#[test]
+fn only_what_reaches_further_than_its_caller_is_denied_to_tenants() {
+    let of = |method: &str| verdict(Profile::MultiTenant, look_up(method).1);
+    for method in [
+        "ping",
+        "connect",
+        "models.list",
+        "status.get",
+        "session.create",
+        "session.send",
+        "session.list",
+        "session.options.update",
+        "session.sendAndWait",
+        "session.fromTheFuture",
+        "session.permissions.setMode",
+        "session.gitHubAuth.getStatus",
+        "session.permissions.locations.apply",
+        "sessions.open",
+        "sessions.bulkDelete",
+        "llmInference.httpResponseStart",
+    ] {
+        assert_eq!(of(method), Verdict::Allowed, "{method}");
+    }
+    for method in [
+        "runtime.shutdown",
+        "account.getQuota",
+        "mcp.config.add",
+        "llmInference.setProvider",
+        "plugins.builtin.set",
+        "session.shell.exec",
+        "session.shell.fromTheFuture",
+        "session.gitHubAuth.login",
+        "session.tools.execute",
+        "sessions.pruneOld",
+        "sessions.startRemoteControl",
+        "sessions.getEventFilePath",
+    ] {
+        assert!(matches!(of(method), Verdict::Denied(_)), "{method}");
+    }
+    for method in ["sessions.fromTheFuture", "tomorrow", ""] {
+        assert_eq!(of(method), Verdict::Unlisted, "{method}");
+    }
+    for method in methods() {
+        let single = verdict(Profile::SingleTenant, look_up(method).1);
+        assert_eq!(
+            matches!(single, Verdict::Denied(_)),
+            method == "runtime.shutdown",
+            "{method}"
+        );
+    }
 }

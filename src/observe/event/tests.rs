@@ -96,6 +96,7 @@ fn every_event() -> Vec<(Event, &'static str)> {
         ),
         (Event::Turn(Box::new(turn())), "turn"),
         (denied(-32014), "denied"),
+        (denied(-32601), "denied"),
         (denied(-32010), "error"),
         (
             Event::LimitHit {
@@ -377,6 +378,7 @@ fn each_event_moves_its_counter_once() {
         "taxiway_turn_first_event_seconds_count 1",
         "taxiway_errors_total{code=\"-32014\"} 1",
         "taxiway_access_denied_total{reason=\"method\"} 1",
+        "taxiway_access_denied_total{reason=\"unknown_method\"} 1",
         "taxiway_limit_hits_total{limit=\"limits.frame\"} 1",
         "taxiway_session_create_existing_total{action=\"resume\"} 1",
         "taxiway_session_not_found_total{reason=\"unknown\"} 1",

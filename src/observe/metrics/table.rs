@@ -123,7 +123,8 @@ table! {
     ERRORS: Counter "taxiway_errors_total" ["code"]
         "Errors made by Taxiway and sent to clients, by JSON-RPC code.";
     ACCESS_DENIED: Counter "taxiway_access_denied_total" ["reason"]
-        "Calls refused by policy: method (not allowed through this proxy).";
+        "Calls refused by policy: method (not allowed through this proxy), unknown_method (in no \
+         table, with access.profile = \"multi-tenant\").";
     STORE_UP: Gauge "taxiway_store_up" []
         "1 while what is to be kept is written to disk; 0 while that fails and Taxiway goes on in \
          memory. Always 1 with store.kind = \"memory\".";

@@ -99,6 +99,110 @@ pub(crate) async fn unknown_sessions(subject: &Subject, _: SocketAddr) -> Lines 
     lines
 }
 
+/// The answer of every method to an id that was never used, on its own and with other params, must
+/// be the one of the project's own table.
+pub(crate) async fn unknown_answers(subject: &Subject, _: SocketAddr) -> Lines {
+    use taxiway::core::route::{NamedAt, unknown_answer};
+
+    const ID: &str = "never-was-0001";
+    let mut wire = Wire::to(subject.address()).await;
+    let mut lines = Vec::new();
+    let table = include_str!("../../../docs/methods.tsv");
+    for row in table.lines().skip(1) {
+        let columns: Vec<&str> = row.split('\t').collect();
+        let [method, _, _, unknown, _] = columns[..] else {
+            panic!("five columns: {row}");
+        };
+        let answer = |at, id| unknown_answer(method, at, id);
+        let plain = json!({"sessionId": ID});
+        // What stands beside the id, wrong on purpose, is not looked at first.
+        let odd = json!({"prompt": [[1]], "requestId": {}, "mode": 5, "sessionId": ID});
+        let calls = match method {
+            // A path of the server's own, for any id.
+            "sessions.getEventFilePath" => continue,
+            // No id is unknown to it: what it says to one that it refuses.
+            "session.create" => vec![(json!({"sessionId": "a.b"}), NamedAt::Session, "a.b")],
+            "sessions.open" => vec![
+                (
+                    json!({"kind": "attach", "sessionId": ID}),
+                    NamedAt::Session,
+                    ID,
+                ),
+                (
+                    json!({"kind": "resume", "sessionId": ID}),
+                    NamedAt::Session,
+                    ID,
+                ),
+                (
+                    json!({"kind": "create", "options": {"sessionId": "a.b"}}),
+                    NamedAt::Options,
+                    "a.b",
+                ),
+            ],
+            "sessions.startRemoteControl" => {
+                let config = json!({
+                    "remote": false, "steerable": false, "explicit": false, "silent": false,
+                });
+                let params = json!({"config": config, "sessionId": ID});
+                vec![(params, NamedAt::Session, ID)]
+            }
+            "sessions.stopRemoteControl" => {
+                vec![(json!({"expectedSessionId": ID}), NamedAt::Expected, ID)]
+            }
+            "sessions.transferRemoteControl" => {
+                vec![(json!({"toSessionId": ID}), NamedAt::To, ID)]
+            }
+            "sessions.enrichMetadata" => {
+                let params = json!({"sessions": [{"sessionId": ID}]});
+                vec![(params, NamedAt::Session, ID)]
+            }
+            "sessions.bulkDelete" | "sessions.checkInUse" | "sessions.getClientMetadata" => {
+                vec![(json!({"sessionIds": [ID]}), NamedAt::Session, ID)]
+            }
+            _ if unknown == "-" => continue,
+            // It does not take params that it does not know, whatever the session.
+            "sessions.readPersistedEvents" => vec![(plain, NamedAt::Session, ID)],
+            _ => vec![(plain, NamedAt::Session, ID), (odd, NamedAt::Session, ID)],
+        };
+        for (params, at, id) in calls {
+            let said = wire.call(method, params.clone()).await;
+            let meant = answer(at, id).json();
+            assert!(
+                said.ends_with(&format!(":{meant}}}")),
+                "{method} {params}: {said} instead of {meant}"
+            );
+            lines.push(format!("{method} {params} → {meant}"));
+        }
+    }
+    assert!(lines.len() > 500, "every method, not only {}", lines.len());
+    lines
+}
+
+/// Another session named beside one's own.
+pub(crate) async fn second_sessions(subject: &Subject, model: SocketAddr) -> Lines {
+    use taxiway::core::route::{NamedAt, unknown_answer};
+
+    let mut wire = Wire::to(subject.address()).await;
+    let mut lines = Vec::new();
+    open(&mut wire, model, "mine", json!({})).await;
+    let method = "session.mode.set";
+    for base in ["mine", "never-was-0001", "a b"] {
+        let params = json!({
+            "sessionId": "mine", "mode": "plan", "inheritPlanBaseFromSessionId": base,
+        });
+        calls(&mut wire, &mut lines, &[(method, params)]).await;
+    }
+    let meant = unknown_answer(method, NamedAt::InheritPlan, "never-was-0001").json();
+    assert!(lines[1].contains(&meant), "{lines:?}");
+    // The id in the options counts, not the one beside them.
+    let params = json!({
+        "kind": "create", "sessionId": "mine", "options": {"sessionId": "theirs"},
+    });
+    calls(&mut wire, &mut lines, &[("sessions.open", params)]).await;
+    assert!(lines[3].contains("theirs"), "{lines:?}");
+    lines
+}
+
 pub(crate) async fn session_ids(subject: &Subject, model: SocketAddr) -> Lines {
     let mut wire = Wire::to(subject.address()).await;
     let mut lines = Vec::new();
