@@ -49,7 +49,8 @@ use crate::{
     },
     observe::{self, Observer},
     proxy::{
-        Hub, Moves, Pacer, Providers, Rules, Shared, hub::Message, listener::Connections, mover,
+        Doorman, Hub, Moves, Pacer, Providers, Rules, Shared, hub::Message, listener::Connections,
+        mover,
     },
     store::Store,
 };
@@ -349,6 +350,7 @@ impl App {
             providers,
             pacer: Pacer::default(),
             moves: Moves::default(),
+            doorman: Doorman::default(),
         };
         tokio::spawn(mover::run(shared.clone(), CancellationToken::new()));
         let connections = Connections::default();
@@ -556,7 +558,10 @@ fn rules(config: &Config) -> Rules {
             turn_stall: config.sessions.turn_stall,
             ends_stalled: config.sessions.turn_stall_action == config::StallAction::End,
             access: config.identity.access.clone(),
+            revoke_grace: config.identity.revoke_grace,
+            last_turns: config.drain.timeout,
         },
+        principals: config.identity.principals.clone(),
         policy,
         key_is_user: routing.key == config::Key::User,
         by_connection: routing.granularity == config::Granularity::Connection,

@@ -22,9 +22,9 @@ use crate::{
             client::{AdminClient, Command as AdminCommand, Output, Probe},
         },
         guard, probe,
-        supervisor::find_cli,
+        supervisor::{find_cli, random_token},
     },
-    core::{balance, id::Secret, snapshot},
+    core::{balance, credential::Fingerprint, id::Secret, snapshot},
     sim::{SimArgs, run_command},
 };
 
@@ -102,6 +102,15 @@ enum Command {
         probe: ProbeKind,
         #[command(flatten)]
         admin: AdminArgs,
+    },
+    /// Make a token for a client, and the lines of the configuration that accept it.
+    Token {
+        /// The principal that it is for.
+        #[arg(value_parser = principal_name)]
+        name: String,
+        /// How to print.
+        #[arg(short, long, value_enum, default_value_t = OutputKind::Text)]
+        output: OutputKind,
     },
     /// Ask a CLI server whether it lives: connect, then ping.
     Ping {
@@ -273,6 +282,7 @@ pub fn main() -> ExitCode {
             };
             ask(&admin, &AdminCommand::Healthcheck(probe))
         }
+        Some(Command::Token { name, output }) => token(&name, output),
         Some(Command::Ping {
             address,
             token_env,
@@ -474,6 +484,38 @@ fn configured_admin(explicit: Option<&Path>) -> Result<(SocketAddr, Option<Secre
             Err(ExitCode::from(exit::CONFIG))
         }
     }
+}
+
+fn principal_name(text: &str) -> Result<String, String> {
+    if config::is_principal_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 128 letters, digits, `.` `_` `-` `:` `@` `+`".to_owned())
+    }
+}
+
+fn token(name: &str, output: OutputKind) -> ExitCode {
+    let token = match random_token() {
+        Ok(token) => token,
+        Err(error) => {
+            eprintln!("taxiway: no randomness: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (clear, hash) = (token.expose(), Fingerprint::of(token.expose()));
+    app::say(&match output {
+        OutputKind::Text => format!(
+            "token (for the client; kept nowhere): {clear}\n\n[[identity.principals]]\nname = \
+             \"{name}\"\ntoken_sha256 = \"{hash}\"\n\nor, as a line of \
+             identity.tokens_file:\n{name} {hash}\n"
+        ),
+        OutputKind::Json => {
+            let line =
+                serde_json::json!({ "name": name, "token": clear, "sha256": hash.to_string() });
+            format!("{line}\n")
+        }
+    });
+    ExitCode::SUCCESS
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {

@@ -93,7 +93,7 @@ fn keys() -> BTreeSet<String> {
         .split("## Not built yet")
         .next()
         .unwrap_or_default();
-    let heading = pattern(r"^## `\[+(\w+)\]+`");
+    let heading = pattern(r"^## `\[+([\w.]+)\]+`");
     let row = pattern(r"^\| `(\w+)` \|");
     let mut section = String::new();
     let mut keys = BTreeSet::new();

@@ -77,6 +77,8 @@ impl Stage {
             detach_grace: Some(Duration::from_secs(30)),
             turn_stall: None,
             ends_stalled: false,
+            revoke_grace: Duration::from_secs(60),
+            last_turns: Duration::from_secs(600),
             access: Arc::default(),
         };
         let backend = Backend {

@@ -13,7 +13,7 @@ use crate::{
         reload::{FileWatch, Pace},
     },
     core::event::Event,
-    proxy::listener,
+    proxy::{hub::Message, listener},
 };
 
 /// What a reload says that found everything as it was.
@@ -154,6 +154,8 @@ impl Reloader {
             .map_err(|e| cannot_bind("admin.address", new.admin.address, &e))?;
         app.config.store(std::sync::Arc::new(new.clone()));
         app.rules.store(std::sync::Arc::new(rules(&new)));
+        // Idle connections have to look as well: their clients may be nobody any more.
+        app.shared.hub.publish(&Message::Rules);
         let remembered = new.limits.directory_sessions;
         app.shared.store.lock().set_limit(remembered);
         app.log.set_level(new.log.level);

@@ -349,9 +349,14 @@ fn greeting(
             .into(),
     );
     line(String::new());
+    let token = if config.identity.access.authenticates {
+        ", { connectionToken }"
+    } else {
+        ""
+    };
     line("  import { CopilotClient, RuntimeConnection } from \"@github/copilot-sdk\";".into());
     line(format!(
-        "  const client = new CopilotClient({{ connection: RuntimeConnection.forUri(\"{host}:{port}\") }});"
+        "  const client = new CopilotClient({{ connection: RuntimeConnection.forUri(\"{host}:{port}\"{token}) }});"
     ));
     line("  const session = await client.createSession({ sessionId: \"user-ann--1\", /* model, provider, … */ });".into());
     line(String::new());

@@ -7,7 +7,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use super::{
@@ -17,13 +16,15 @@ use super::{
     diagnostic::Report,
     raw::{Raw, Table},
 };
-use crate::core::{access::Access, snapshot::Mode};
+use crate::core::snapshot::Mode;
 
 mod access;
 mod failover;
+mod identity;
 mod pool;
 mod secret;
 mod store;
+mod tokens;
 mod upgrade;
 
 pub(super) use pool::default_state_dir;
@@ -51,9 +52,7 @@ pub(super) fn check(
         listener: check.listener(),
         admin: check.admin(),
         routing: check.routing(),
-        identity: Identity {
-            access: Arc::new(check.access()),
-        },
+        identity: Identity::default(),
         sessions: check.sessions(),
         health: check.health(),
         failover: check.failover(),
@@ -69,6 +68,7 @@ pub(super) fn check(
         managed: check.managed(),
         secret_variables: Vec::new(),
     };
+    config.identity = check.identity(&config.listener, &config.routing);
     config.upgrade.socket = check.upgrade_socket(config.listener.address);
     check.giving_up(&config);
     check.pool(&config);
@@ -107,16 +107,6 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn access(&mut self) -> Access {
-        let granularity = routing(self.raw.table("routing")).granularity;
-        let mut access = Access {
-            session_id_user: self.raw.table("identity").pattern("session_id_user"),
-            ..Access::default()
-        };
-        access.methods = self.method_rules(access.authenticates, granularity);
-        access
-    }
-
     fn listener(&mut self) -> Listener {
         let table = self.raw.table("listener");
         let listener = listener(table);
@@ -124,7 +114,7 @@ impl Check<'_> {
             return listener;
         };
         let (ip, port) = (listener.address.ip(), listener.address.port());
-        if !ip.is_loopback() {
+        if !ip.is_loopback() && !self.has_principals() {
             if listener.allow_anonymous {
                 let message = format!(
                     "listener.address: whoever reaches {} can use every session",
@@ -139,7 +129,10 @@ impl Check<'_> {
                 self.report
                     .error(span, message)
                     .label("whoever reaches it could use every session")
-                    .help("listen on 127.0.0.1, or set `allow_anonymous = true` below [listener]");
+                    .help(
+                        "listen on 127.0.0.1, say who may connect with [[identity.principals]], or \
+                         set `allow_anonymous = true` below [listener]",
+                    );
             }
         }
         if ip.is_ipv6() {

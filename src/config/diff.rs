@@ -2,16 +2,23 @@
 //!
 //! Applies nothing. Which keys can be applied is said by the table in `reference`.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use serde_json::Value;
 
 use super::{
-    Backend, Config,
-    reference::{Reload, SECTIONS, Shape},
-    view::{redacted, section, state},
+    Backend, Config, Identity,
+    reference::{Key, Kind, Reload, SECTIONS, Shape},
+    view::{entry, redacted, section, state},
 };
-use crate::core::{id::BackendName, snapshot::AdminState};
+use crate::core::{credential::Issuer, id::BackendName, snapshot::AdminState};
+
+/// More principals that changed than this are counted, not named.
+const MAX_PRINCIPALS: usize = 20;
 
 /// All differences between two configurations.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -156,7 +163,9 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     let (old_view, new_view) = (redacted(old), redacted(new));
     for table in SECTIONS.iter().filter(|s| s.shape == Shape::Table) {
         let mut seen = Vec::new();
-        for key in table.keys.iter().filter(|k| k.is_built()) {
+        // Compared below, one by one: what the view shows of them is not all.
+        let is_listed = |key: &&Key| matches!(key.kind, Kind::Tables);
+        for key in table.keys.iter().filter(|k| k.is_built() && !is_listed(k)) {
             let field = key.field();
             if seen.contains(&field) {
                 continue;
@@ -186,7 +195,83 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
             }
         }
     }
+    changes.settings.extend(identity(old, new));
     changes
+}
+
+/// Principals, issuers and shares that are others now.
+fn identity(old: &Config, new: &Config) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    let (before, after) = (&old.identity, &new.identity);
+    let changed = by_name(
+        before.principals.entries(),
+        after.principals.entries(),
+        |entry| &entry.principal.name,
+    );
+    let more = changed.len().saturating_sub(MAX_PRINCIPALS);
+    for (name, old, new) in changed.into_iter().take(MAX_PRINCIPALS) {
+        settings.push(Setting {
+            key: format!("identity.principals {name}"),
+            old: old.map(entry).unwrap_or_default(),
+            new: new.map(entry).unwrap_or_default(),
+        });
+    }
+    if more > 0 {
+        settings.push(changed_setting(format!(
+            "identity.principals ({more} more)"
+        )));
+    }
+    let (had, have): (Vec<_>, Vec<_>) = (
+        before.principals.issuers().collect(),
+        after.principals.issuers().collect(),
+    );
+    for (name, old, new) in by_name(&had, &have, |issuer| &issuer.rules.name) {
+        let shown = |issuer: Option<&&Issuer>| issuer.map(|i| i.rules.issuer.clone().into());
+        settings.push(Setting {
+            key: format!("identity.jwt {name}"),
+            old: shown(old).unwrap_or_default(),
+            new: shown(new).unwrap_or_default(),
+        });
+    }
+    let shares = |identity: &Identity| -> Vec<(String, Vec<Arc<str>>)> {
+        let shares = identity.access.shares.iter();
+        shares
+            .map(|share| (share.pattern.as_str().to_owned(), share.groups.clone()))
+            .collect()
+    };
+    if shares(before) != shares(after) {
+        settings.push(changed_setting("identity.shared".to_owned()));
+    }
+    settings
+}
+
+fn changed_setting(key: String) -> Setting {
+    Setting {
+        key,
+        old: Value::Null,
+        new: Value::Null,
+    }
+}
+
+/// What is not the same in both, by name.
+fn by_name<'a, T: PartialEq>(
+    old: &'a [T],
+    new: &'a [T],
+    name: impl Fn(&T) -> &Arc<str>,
+) -> Vec<(Arc<str>, Option<&'a T>, Option<&'a T>)> {
+    let index = |list: &'a [T]| -> BTreeMap<Arc<str>, &'a T> {
+        list.iter().map(|one| (name(one).clone(), one)).collect()
+    };
+    let (old, new) = (index(old), index(new));
+    let names: BTreeSet<_> = old.keys().chain(new.keys()).cloned().collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let (before, after) = (old.get(&name).copied(), new.get(&name).copied());
+            (name, before, after)
+        })
+        .filter(|(_, before, after)| before != after)
+        .collect()
 }
 
 fn backends(old: &Config, new: &Config) -> Vec<BackendChange> {

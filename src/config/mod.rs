@@ -7,6 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 pub use crate::core::event::{Identities, LogFormat};
 use crate::core::{
     access::Access,
+    credential::Principals,
     id::{BackendName, Secret},
     snapshot::{AdminState, Mode},
 };
@@ -103,10 +104,31 @@ pub struct Routing {
 }
 
 /// `[identity]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Identity {
     /// Who may see and use which session.
     pub access: Arc<Access>,
+    /// Who may connect: those of the file itself first, then those of `tokens_file`.
+    pub principals: Arc<Principals>,
+    /// How many stand in the file itself.
+    pub written: usize,
+    /// More of them.
+    pub tokens_file: Option<PathBuf>,
+    /// For each issuer of `principals`, where its keys are.
+    pub issuers: Vec<IssuerFiles>,
+    /// How long a client may go on whose token has run out.
+    pub revoke_grace: Duration,
+}
+
+/// Where the keys of an issuer of JSON Web Tokens are, as written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerFiles {
+    /// Files with a public key each.
+    pub keys: Vec<String>,
+    /// A file with a set of them.
+    pub key_set: Option<String>,
+    /// A shared secret is named.
+    pub has_secret: bool,
 }
 
 /// `sessions.create_existing`: `session.create` on the id of a closed session with history.
@@ -360,6 +382,11 @@ impl Config {
 /// `HOME` is set in `environment`.
 pub fn state_file(name: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     Some(check::default_state_dir(environment)?.join(name))
+}
+
+/// Whether `text` can be the name of a principal in a file.
+pub fn is_principal_name(text: &str) -> bool {
+    raw::is_principal(text)
 }
 
 /// Why a backend of the command line is not one.

@@ -14,12 +14,12 @@ use toml::{
 
 use super::{
     diagnostic::Report,
-    reference::{self, Absent, Key, SECTIONS, Section, Shape},
+    reference::{self, Absent, Key, Kind, SECTIONS, Section, Shape},
 };
 
 mod read;
 
-pub(super) use read::{dial_fault, name_fault};
+pub(super) use read::{dial_fault, is_principal, name_fault};
 use read::{kind_of, read, read_default};
 
 /// Most tables of one list; a file has to end somewhere.
@@ -120,6 +120,11 @@ impl Raw {
 }
 
 impl Table {
+    /// Of its section.
+    pub(super) fn name(&self) -> &'static str {
+        self.section.name
+    }
+
     /// `section.key`, for messages.
     pub(super) fn full_name(&self, key: &str) -> String {
         format!("{}.{key}", self.section.name)
@@ -306,34 +311,70 @@ type Name<'d, 'i> = &'d Spanned<Cow<'i, str>>;
 impl Walk<'_> {
     fn top_level(&mut self, name: Name<'_, '_>, value: &Spanned<DeValue<'_>>, raw: &mut Raw) {
         let word = name.get_ref().as_ref();
-        let Some(section) = SECTIONS.iter().find(|s| s.name == word) else {
+        // A quoted name with a dot is not a nested one.
+        let Some(section) = SECTIONS
+            .iter()
+            .find(|s| s.name == word && s.shape != Shape::NestedList)
+        else {
             self.unknown_section(name, value);
             return;
         };
         match (section.shape, value.get_ref()) {
             (Shape::Table, DeValue::Table(table)) => {
-                raw.tables.push(self.table(section, name.span(), table));
+                let table = self.table(section, name.span(), table, raw);
+                raw.tables.push(table);
             }
-            (Shape::List, DeValue::Array(items)) => {
-                if items.len() > MAX_LIST {
-                    let message = format!("{word}: {} are too many", items.len());
-                    self.report
-                        .error(&name.span(), message)
-                        .help(format!("at most {MAX_LIST}"));
-                }
-                for item in items.iter().take(MAX_LIST) {
-                    if let DeValue::Table(table) = item.get_ref() {
-                        raw.tables.push(self.table(section, item.span(), table));
-                    } else {
-                        raw.faulty.push(section.name);
-                        self.wrong_shape(section, &item.span(), item.get_ref());
-                    }
-                }
+            (Shape::List | Shape::NestedList, DeValue::Array(items)) => {
+                self.list(section, &name.span(), items, raw);
             }
-            (Shape::Table | Shape::List, other) => {
+            (Shape::Table | Shape::List | Shape::NestedList, other) => {
                 raw.faulty.push(section.name);
                 self.wrong_shape(section, &name.span(), other);
             }
+        }
+    }
+
+    fn list(
+        &mut self,
+        section: &'static Section,
+        span: &Range<usize>,
+        items: &[Spanned<DeValue<'_>>],
+        raw: &mut Raw,
+    ) {
+        if items.len() > MAX_LIST {
+            let message = format!("{}: {} are too many", section.name, items.len());
+            self.report
+                .error(span, message)
+                .help(format!("at most {MAX_LIST}"));
+        }
+        for item in items.iter().take(MAX_LIST) {
+            if let DeValue::Table(table) = item.get_ref() {
+                let table = self.table(section, item.span(), table, raw);
+                raw.tables.push(table);
+            } else {
+                raw.faulty.push(section.name);
+                self.wrong_shape(section, &item.span(), item.get_ref());
+            }
+        }
+    }
+
+    /// A key that is a list of tables.
+    fn nested(
+        &mut self,
+        name: &str,
+        span: &Range<usize>,
+        value: &Spanned<DeValue<'_>>,
+        raw: &mut Raw,
+    ) {
+        let section = SECTIONS
+            .iter()
+            .find(|s| s.name == name)
+            .expect("every key of this kind has its section; a test looks for them");
+        if let DeValue::Array(items) = value.get_ref() {
+            self.list(section, span, items, raw);
+        } else {
+            raw.faulty.push(section.name);
+            self.wrong_shape(section, span, value.get_ref());
         }
     }
 
@@ -344,7 +385,7 @@ impl Walk<'_> {
         }
         let name = section.name;
         let (expected, help) = match section.shape {
-            Shape::List => (
+            Shape::List | Shape::NestedList => (
                 "a list of tables",
                 format!("write `[[{name}]]`, a block for each of them"),
             ),
@@ -359,6 +400,7 @@ impl Walk<'_> {
         section: &'static Section,
         span: Range<usize>,
         document: &DeTable<'_>,
+        raw: &mut Raw,
     ) -> Table {
         let mut entries = BTreeMap::new();
         for (name, value) in in_order(document) {
@@ -370,6 +412,11 @@ impl Walk<'_> {
             if !key.is_built() {
                 let written = format!("{}.{word}", section.name);
                 self.not_built(&name.span(), &written, key.text);
+                continue;
+            }
+            if matches!(key.kind, Kind::Tables) {
+                let name = format!("{}.{word}", section.name);
+                self.nested(&name, &value.span(), value, raw);
                 continue;
             }
             let value = self.value(section, key, value);
@@ -435,11 +482,12 @@ impl Walk<'_> {
         }
         let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
         let what = if is_section { "section" } else { "key" };
-        let help = reference::nearest(&word, SECTIONS.iter().map(|s| s.name))
+        let top = || SECTIONS.iter().filter(|s| s.shape != Shape::NestedList);
+        let help = reference::nearest(&word, top().map(|s| s.name))
             .map(|near| format!("did you mean `{near}`?"))
             .or_else(|| belongs_to(&word))
             .unwrap_or_else(|| {
-                let names: Vec<_> = SECTIONS.iter().map(|s| s.name).collect();
+                let names: Vec<_> = top().map(|s| s.name).collect();
                 format!("sections are: {}", names.join(", "))
             });
         self.report
@@ -510,7 +558,10 @@ fn belongs_to(word: &str) -> Option<String> {
     let mut homes = SECTIONS
         .iter()
         .filter(|s| s.key(word).is_some())
-        .map(|s| format!("`[{}]`", s.name));
+        .map(|s| match s.shape {
+            Shape::List | Shape::NestedList => format!("`[[{}]]`", s.name),
+            Shape::Table => format!("`[{}]`", s.name),
+        });
     let (first, second) = (homes.next()?, homes.next());
     let more = second.map_or(String::new(), |s| format!(" or {s}"));
     Some(format!("`{word}` belongs to {first}{more}"))

@@ -31,6 +31,8 @@ pub(super) enum Shape {
     Table,
     /// `[[name]]`, any number.
     List,
+    /// `[[section.name]]`, any number: a key of that section.
+    NestedList,
 }
 
 /// One key.
@@ -106,8 +108,20 @@ pub(super) enum Kind {
     Variable,
     /// The path of a file that holds a secret.
     SecretFile,
+    /// The name of a principal, or of a realm.
+    Principal,
+    /// Any text in one line.
+    Text,
+    /// A regular expression that a whole session id is held against.
+    Match,
+    /// SHA-256 of a token.
+    Hash,
+    /// One of that kind, or a list of them.
+    Several(&'static Kind),
     /// A list of strings, not empty.
     Words,
+    /// A list of tables, `[[section.name]]`; their keys stand in the section of that name.
+    Tables,
     /// A list of names of the protocol, with `*` for parts of them; may be empty.
     Names,
     /// A key of a later release.
@@ -153,9 +167,15 @@ impl Key {
 
     /// Under which name the effective configuration shows it: both ways to name a secret are one.
     pub(super) fn field(&self) -> &'static str {
-        match self.kind {
+        let kind = if let Kind::Several(inner) = self.kind {
+            inner
+        } else {
+            &self.kind
+        };
+        match kind {
             Kind::Variable => self.name.strip_suffix("_env").unwrap_or(self.name),
             Kind::SecretFile => self.name.strip_suffix("_file").unwrap_or(self.name),
+            Kind::Hash => self.name.strip_suffix("_sha256").unwrap_or(self.name),
             Kind::Listen
             | Kind::Dial
             | Kind::Name
@@ -167,7 +187,12 @@ impl Key {
             | Kind::Choice { .. }
             | Kind::Pattern
             | Kind::Path
+            | Kind::Principal
+            | Kind::Text
+            | Kind::Match
+            | Kind::Several(_)
             | Kind::Words
+            | Kind::Tables
             | Kind::Names
             | Kind::NotBuilt => self.name,
         }
@@ -205,7 +230,13 @@ impl Kind {
             Self::Path => "path".to_owned(),
             Self::Variable => "name of an environment variable".to_owned(),
             Self::SecretFile => "path of a file".to_owned(),
+            Self::Principal => "letters, digits, `.` `_` `-` `:` `@` `+`".to_owned(),
+            Self::Text => "text".to_owned(),
+            Self::Match => "regular expression".to_owned(),
+            Self::Hash => "64 hexadecimal digits".to_owned(),
+            Self::Several(inner) => format!("{}, or a list of such", inner.describe()),
             Self::Words => "list of strings".to_owned(),
+            Self::Tables => "tables, see below".to_owned(),
             Self::Names => "list of names".to_owned(),
             Self::NotBuilt => "not built yet".to_owned(),
         }
@@ -225,7 +256,7 @@ pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
     for section in SECTIONS {
         let brackets = match section.shape {
-            Shape::List => format!("[[{}]]", section.name),
+            Shape::List | Shape::NestedList => format!("[[{}]]", section.name),
             Shape::Table => format!("[{}]", section.name),
         };
         page.push_str(&format!("\n## `{brackets}`\n\n{}\n\n", section.text));

@@ -13,6 +13,7 @@ use super::{
 
 mod check_command;
 mod failover;
+mod identity;
 mod reload;
 mod store;
 mod wrong;
@@ -20,7 +21,8 @@ mod wrong;
 const MINIMAL: &str = "[[backends]]\nname = \"a\"\naddress = \"127.0.0.1:5001\"\n";
 
 /// Every key with a value that is not its default.
-const EVERYTHING: &str = r#"
+const EVERYTHING: &str = concat!(
+    r#"
 [listener]
 address = "127.0.0.1:5321"
 tcp_keepalive = "0s"
@@ -40,6 +42,42 @@ aggregate_timeout = "250ms"
 home_wait = "0s"
 [identity]
 session_id_user = '^(?<user>[a-z]+)-'
+adopt_by = "ann"
+revoke_grace = "2m"
+tokens_file = '"#,
+    env!("CARGO_MANIFEST_DIR"),
+    r#"/src/config/tests/tokens.txt'
+[[identity.principals]]
+name = "ann"
+role = "service"
+realm = "acme"
+groups = ["dev", "ops"]
+token_env = "ANN"
+tls_name = "ann.example"
+allow = ["sessions.*"]
+deny = ["session.shell.exec"]
+[[identity.jwt]]
+name = "sso"
+issuer = "https://sso.example"
+audience = "copilot"
+key_file = '"#,
+    env!("CARGO_MANIFEST_DIR"),
+    r#"/src/core/credential/tests/ed25519.pub.pem'
+jwks_file = '"#,
+    env!("CARGO_MANIFEST_DIR"),
+    r#"/src/config/tests/jwks.json'
+secret_env = "JWT"
+user_claim = "email"
+groups_claim = "groups"
+realm = "acme"
+realm_claim = "tenant"
+role = "service"
+leeway = "0s"
+allow = ["ping", "mcp.*"]
+deny = ["models.list"]
+[[identity.shared]]
+pattern = "team-.*"
+groups = "dev"
 [access]
 profile = "multi-tenant"
 allow = ["session.shell.*"]
@@ -95,13 +133,17 @@ command = ["./bin/copilot", "--port={port}"]
 servers = 2
 state_dir = "homes"
 start_timeout = "1m"
-"#;
+"#
+);
 
 fn environment(name: &str) -> Option<String> {
     match name {
         "HOME" => Some("/home/u".to_owned()),
         "ADMIN" => Some("s3cret-admin".to_owned()),
         "CLI" => Some("s3cret-cli\n".to_owned()),
+        "ANN" => Some("s3cret-token-of-ann".to_owned()),
+        "JWT" => Some("s3cret-of-more-than-thirty-two-bytes".to_owned()),
+        "SHORT" => Some("s3cret".to_owned()),
         _ => None,
     }
 }
@@ -132,7 +174,10 @@ fn a_minimal_file_has_the_promised_defaults() {
                 "mode": "sticky", "key": "user", "placement": "least-loaded", "load_factor": 1.25,
                 "granularity": "session", "aggregate_timeout": "2s", "home_wait": "30s",
             },
-            "identity": { "session_id_user": null },
+            "identity": {
+                "session_id_user": null, "principals": [], "tokens_file": null, "jwt": [],
+                "shared": [], "adopt_by": null, "revoke_grace": "1m",
+            },
             "access": {
                 "profile": "single-tenant", "allow": [], "deny": [], "deny_params": [],
             },
@@ -206,6 +251,8 @@ fn every_default_of_the_table_is_the_one_in_force() {
         match section.shape {
             Shape::List => text.push_str(MINIMAL),
             Shape::Table => text.push_str(&format!("[{}]\n", section.name)),
+            // Without a block there is none, and one needs more than defaults.
+            Shape::NestedList => continue,
         }
         for key in section.keys {
             let written = match (&key.absent, &key.kind) {
@@ -232,6 +279,10 @@ fn every_key_of_the_table_takes_effect() {
         let pick = |view: &Value| match section.shape {
             Shape::List => view[section.name][0].clone(),
             Shape::Table => view[section.name].clone(),
+            Shape::NestedList => {
+                let (outer, inner) = section.name.split_once('.').unwrap();
+                view[outer][inner][0].clone()
+            }
         };
         let (set, default) = (pick(&everything), pick(&defaults));
         let built = section.keys.iter().filter(|k| k.is_built());

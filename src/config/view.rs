@@ -1,13 +1,17 @@
 //! The effective configuration as JSON, secrets redacted: for the admin API, and to compare two.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::{
-    Backend, Config, CreateExisting, Granularity, Identities, Key, LogFormat, Placement,
-    StallAction,
+    Backend, Config, CreateExisting, Granularity, Identities, Identity, IssuerFiles, Key,
+    LogFormat, Placement, StallAction,
     quantity::{show_duration, show_size},
 };
 use crate::core::{
+    access::Share,
+    credential::{Entry, Issuer, role_name},
     id::Secret,
     snapshot::{AdminState, Mode},
 };
@@ -69,9 +73,7 @@ pub fn redacted(config: &Config) -> Value {
             "aggregate_timeout": show_duration(routing.aggregate_timeout),
             "home_wait": show_duration(routing.home_wait),
         },
-        "identity": {
-            "session_id_user": identity.access.session_id_user.as_ref().map(regex::Regex::as_str),
-        },
+        "identity": identity_view(identity),
         "access": {
             "profile": identity.access.methods.profile.word(),
             "allow": words(&identity.access.methods.allow),
@@ -148,6 +150,69 @@ pub fn redacted(config: &Config) -> Value {
     })
 }
 
+/// Who is in `tokens_file` is not shown: there may be thousands.
+fn identity_view(identity: &Identity) -> Value {
+    let Identity {
+        access,
+        principals,
+        written,
+        tokens_file,
+        issuers,
+        revoke_grace,
+    } = identity;
+    let share = |share: &Share| {
+        json!({
+            "pattern": share.pattern.as_str(),
+            "groups": words(&share.groups),
+        })
+    };
+    json!({
+        "session_id_user": access.session_id_user.as_ref().map(regex::Regex::as_str),
+        "principals": principals.entries()[..*written].iter().map(entry).collect::<Vec<_>>(),
+        "tokens_file": tokens_file.as_ref().map(|path| path.display().to_string()),
+        "jwt": principals.issuers().zip(issuers).map(issuer).collect::<Vec<_>>(),
+        "shared": access.shares.iter().map(share).collect::<Vec<_>>(),
+        "adopt_by": access.adopt_by.as_deref(),
+        "revoke_grace": show_duration(*revoke_grace),
+    })
+}
+
+/// A principal and how it proves itself.
+pub(super) fn entry(entry: &Entry) -> Value {
+    let principal = &entry.principal;
+    json!({
+        "name": *principal.name,
+        "role": role_name(principal.role),
+        "realm": *principal.realm,
+        "groups": words(&principal.groups),
+        "token": (!entry.tokens.is_empty())
+            .then(|| vec!["[redacted]"; entry.tokens.len()]),
+        "tls_name": words(&entry.certificates),
+        "allow": words(&principal.allow),
+        "deny": words(&principal.deny),
+    })
+}
+
+fn issuer((issuer, files): (&Issuer, &IssuerFiles)) -> Value {
+    let rules = &issuer.rules;
+    json!({
+        "name": *rules.name,
+        "issuer": rules.issuer,
+        "audience": rules.audiences,
+        "key_file": files.keys,
+        "jwks_file": files.key_set,
+        "secret": files.has_secret.then_some("[redacted]"),
+        "user_claim": rules.user_claim,
+        "groups_claim": rules.groups_claim,
+        "realm": *rules.realm,
+        "realm_claim": rules.realm_claim,
+        "role": role_name(rules.role),
+        "leeway": show_duration(rules.leeway),
+        "allow": words(&rules.allow),
+        "deny": words(&rules.deny),
+    })
+}
+
 /// One section of [`redacted`], or none.
 pub(super) fn section<'a>(view: &'a Value, name: &str) -> Option<&'a Map<String, Value>> {
     view.get(name).and_then(Value::as_object)
@@ -176,6 +241,6 @@ fn secret(secret: Option<&Secret>) -> Option<&'static str> {
     secret.map(|_| "[redacted]")
 }
 
-fn words(list: &[std::sync::Arc<str>]) -> Vec<&str> {
+fn words(list: &[Arc<str>]) -> Vec<&str> {
     list.iter().map(|word| &**word).collect()
 }

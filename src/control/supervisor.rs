@@ -605,15 +605,15 @@ fn create_private(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn random_token() -> io::Result<Secret> {
+/// A token that nobody can guess: 256 bits of the system's randomness, in hexadecimal.
+///
+/// # Errors
+/// The system's.
+pub fn random_token() -> io::Result<Secret> {
     let mut bytes = [0; 32];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(Secret::new(
-        &bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>(),
-    ))
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Secret::from(digits))
 }
 
 #[cfg(test)]

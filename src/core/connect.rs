@@ -96,12 +96,15 @@ pub fn parse(params: Option<&RawValue>) -> Request {
     let token = value
         .as_object_mut()
         .and_then(|fields| fields.remove("token"))
-        .and_then(|token| {
-            token
-                .as_str()
-                .filter(|text| !text.is_empty())
-                .map(Secret::new)
-        });
+        .and_then(|token| match token {
+            Value::String(text) => Some(text).filter(|text| !text.is_empty()),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => None,
+        })
+        .map(Secret::from);
     let options = if value.is_null() {
         Ok(Options::default())
     } else {

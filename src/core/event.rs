@@ -120,6 +120,8 @@ pub enum TakeOverResult {
 pub struct TurnRecord {
     /// Log reference, unique within this process.
     pub reference: u64,
+    /// Who the connection has proved to be, if anybody is asked.
+    pub principal: Option<Arc<str>>,
     /// User the session belongs to, if one is known.
     pub user: Option<Arc<str>>,
     /// Session of the turn.
@@ -201,6 +203,31 @@ pub enum Event {
         /// What happened, for people: "client closed", "frame exceeds limits.frame", …
         reason: Arc<str>,
         duration: Duration,
+    },
+    /// A client has proved who it is.
+    Authenticated {
+        connection: ConnectionId,
+        client: SocketAddr,
+        principal: Arc<str>,
+        user: Arc<str>,
+        /// `token`, `jwt`, `certificate`.
+        how: &'static str,
+    },
+    /// It has not.
+    AuthenticationFailed {
+        connection: ConnectionId,
+        client: SocketAddr,
+        /// One of a few words, for metrics.
+        reason: &'static str,
+        /// How long its answer is held back.
+        wait: Option<Duration>,
+    },
+    /// By the rules of a reload a client is nobody any more, or somebody else.
+    Revoked {
+        connection: ConnectionId,
+        client: SocketAddr,
+        principal: Arc<str>,
+        user: Arc<str>,
     },
     UpstreamLost {
         connection: ConnectionId,

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use zeroize::Zeroizing;
+
 use super::ring::placement_hash;
 
 macro_rules! text_id {
@@ -158,19 +160,27 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// A secret that never shows itself in `Debug` output, logs or the admin API.
+/// A secret that never shows itself in `Debug` output, logs or the admin API. Its memory is wiped
+/// with the last copy.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
+pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
     /// Wraps the clear text.
     pub fn new(text: &str) -> Self {
-        Self(Arc::from(text))
+        Self::from(text.to_owned())
     }
 
     /// The clear text: only for the wire, or to compare.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+/// Takes the text over instead of leaving a copy behind.
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(Arc::new(Zeroizing::new(text)))
     }
 }
 

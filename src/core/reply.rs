@@ -356,6 +356,8 @@ pub enum LostBy {
     Stalled,
     /// Its session is not open any more where it ran: closed by somebody else, or by the backend.
     Closed,
+    /// Who it ran for is nobody any more, and the time for its last turns was over.
+    Revoked,
 }
 
 /// Appends the end of a turn that no backend will end any more: a `session.event` of type
@@ -387,6 +389,10 @@ pub fn turn_lost(
         LostBy::Shutdown => (
             "DRAINING",
             "Taxiway shut down before this turn had ended".to_owned(),
+        ),
+        LostBy::Revoked => (
+            "AUTHENTICATION_REQUIRED",
+            "What proved who this client is has run out or was taken back".to_owned(),
         ),
         LostBy::Closed => (
             "SESSION_CLOSED",

@@ -61,10 +61,13 @@ impl Observer {
             } => metrics.failover(how.label()),
             Event::FenceFailed { .. } => metrics.failover("fence_failed"),
             Event::Upgrade { phase, .. } => metrics.upgrade(*phase),
+            Event::AuthenticationFailed { reason, .. } => metrics.auth_failure(reason),
             Event::StoreFailed { op, .. } => metrics.store_failed(op),
             Event::StoreBack => metrics.store_up(true),
             Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
+            | Event::Authenticated { .. }
+            | Event::Revoked { .. }
             | Event::UpstreamLost { .. }
             | Event::BackendHealth { .. }
             | Event::BackendAdmin { .. }
@@ -104,6 +107,50 @@ impl Observer {
                 closed_by = closed_by.label(),
                 reason = clip(reason),
                 duration_ms = milliseconds(*duration),
+                "connection"
+            ),
+            Event::Authenticated {
+                connection,
+                client,
+                principal,
+                user,
+                how,
+            } => info!(
+                target: "taxiway",
+                connection = connection.0,
+                client_addr = %client,
+                what = "authenticated",
+                principal = self.identity(principal),
+                user = self.identity(user),
+                by = how,
+                "connection"
+            ),
+            Event::AuthenticationFailed {
+                connection,
+                client,
+                reason,
+                wait,
+            } => warn!(
+                target: "taxiway",
+                connection = connection.0,
+                client_addr = %client,
+                method = "connect",
+                reason,
+                wait_ms = wait.map(milliseconds),
+                "denied"
+            ),
+            Event::Revoked {
+                connection,
+                client,
+                principal,
+                user,
+            } => warn!(
+                target: "taxiway",
+                connection = connection.0,
+                client_addr = %client,
+                what = "revoked",
+                principal = self.identity(principal),
+                user = self.identity(user),
                 "connection"
             ),
             Event::SessionParked {
@@ -332,6 +379,7 @@ impl Observer {
             target: "taxiway",
             {
                 "ref" = turn.reference,
+                principal = turn.principal.as_deref().map(|name| self.identity(name)),
                 user = turn.user.as_deref().map(|user| self.identity(user)),
                 session = self.identity(turn.session.as_str()),
                 backend = clip(turn.backend.as_str()),
@@ -555,6 +603,9 @@ fn write_backend(event: &Event) {
         ),
         Event::ConnectionOpened { .. }
         | Event::ConnectionClosed { .. }
+        | Event::Authenticated { .. }
+        | Event::AuthenticationFailed { .. }
+        | Event::Revoked { .. }
         | Event::UpstreamLost { .. }
         | Event::Placement { .. }
         | Event::Turn(_)

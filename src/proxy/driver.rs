@@ -5,6 +5,7 @@
 //! other task. Bytes are read into a buffer that all connections of a thread share, and a run of
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
+mod judging;
 mod mail;
 mod parting;
 mod searches;
@@ -41,11 +42,11 @@ use super::{
     services,
 };
 use crate::core::{
+    credential::Proved,
     directory::Standing,
     event::{Event, PlacementReason},
     id::{ConnectionId, SessionId},
     mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
-    reply::ProxyError,
     snapshot::Snapshot,
 };
 
@@ -67,6 +68,7 @@ enum Done {
     /// None if it was ended before it was over.
     Located(u64, Option<Found>),
     Served(u64, Served),
+    Judged(u64),
     SeenOff,
 }
 
@@ -100,6 +102,12 @@ pub struct Driver {
     searches: Searches,
     /// One for each session that is being opened again.
     permits: HashMap<SessionId, Permit>,
+    /// What proved who the client is.
+    proved: Option<Proved>,
+    /// The rules are new: who the client is has to be judged again.
+    rejudge: bool,
+    /// Frames behind a `connect` wait in `client_in` until that is answered.
+    has_unread: bool,
 }
 
 impl Driver {
@@ -132,8 +140,25 @@ impl Driver {
             error_lines: ErrorLines::default(),
             searches: Searches::default(),
             permits: HashMap::new(),
+            proved: None,
+            rejudge: false,
+            has_unread: false,
             rules,
         }
+    }
+
+    /// The same, of a client whose certificate says who it is.
+    #[must_use]
+    pub fn known_as(mut self, proved: Proved) -> Self {
+        let (rules, snapshot) = (self.rules.clone(), self.shared.pool.snapshot());
+        let cx = Context {
+            now: self.opened,
+            wall: self.wall,
+            snapshot: &snapshot,
+            settings: &rules.mux,
+        };
+        self.prove(&cx, proved);
+        self
     }
 
     /// Runs until the connection has ended.
@@ -179,6 +204,10 @@ impl Driver {
                 }
                 return Poll::Pending;
             }
+            if std::mem::take(&mut self.rejudge) {
+                self.judge_again(now, &snapshot, task);
+                progress = true;
+            }
             progress |= self.poll_mailbox(now, &snapshot, task);
             progress |= self.poll_work(now, &snapshot, task);
             progress |= self.poll_upstreams(now, &snapshot, task);
@@ -201,6 +230,7 @@ impl Driver {
     fn follow_rules(&mut self) {
         let rules = self.shared.rules.load();
         if !Arc::ptr_eq(&rules, &self.rules) {
+            self.rejudge = true;
             self.rules = Arc::clone(&rules);
         }
     }
@@ -304,11 +334,9 @@ impl Driver {
         match output {
             Output::Connect { slot, backend } => self.connect(slot, &backend),
             Output::CloseUpstream { slot } => self.drop_upstream(slot),
-            Output::Authenticate { ticket, .. } => {
-                // Nobody is asked for a token yet, so nobody has one that is right.
-                let answer = Err(ProxyError::AuthenticationFailed);
-                self.mux
-                    .handle_authenticated(cx, ticket, answer, &mut self.out);
+            Output::Authenticate { ticket, token } => {
+                self.has_unread = true;
+                self.authenticate(cx, ticket, token);
             }
             Output::Locate(question) => self.locate(cx, question),
             Output::Serve(call) => {
@@ -362,12 +390,12 @@ impl Driver {
                 let session = record.session.as_str();
                 let reports = store.lock().end_turn(session, self.id, mark);
                 if reports {
-                    record.user = self
-                        .rules
-                        .mux
-                        .access
-                        .user_of(record.session.as_str())
-                        .map(Arc::<str>::from);
+                    let principal = self.mux.principal();
+                    record.principal = principal.map(|principal| principal.name.clone());
+                    let by_id = self.rules.mux.access.user_of(record.session.as_str());
+                    record.user = by_id
+                        .map(Arc::<str>::from)
+                        .or_else(|| principal.map(|principal| principal.user.clone()));
                     observer.record(&Event::Turn(record));
                 }
             }
@@ -396,7 +424,7 @@ impl Driver {
                     observer.metrics().backend(backend).session_opened();
                 }
                 if let Event::ErrorAnswered { code, .. } = &event
-                    && !self.error_lines.admit(cx.now)
+                    && !(self.error_lines.admit(cx.now) && self.may_log_error(cx, *code))
                 {
                     observer.metrics().error(*code);
                     return;
@@ -451,6 +479,7 @@ impl Driver {
                 Done::Located(ticket, found) => {
                     self.located(now, snapshot, task, (ticket, found));
                 }
+                Done::Judged(ticket) => self.answer_stranger(now, snapshot, task, ticket),
                 Done::SeenOff => {}
                 Done::Served(ticket, served) => {
                     self.step(now, snapshot, task, &[], |mux, cx, out| {
@@ -471,9 +500,18 @@ impl Driver {
                 .iter()
                 .flatten()
                 .any(|u| u.output.len() >= UPSTREAM_HIGH);
-        if pressed || self.mux.is_closed() || self.closing.is_some() || self.client_gone {
+        if pressed
+            || self.mux.is_judged()
+            || self.mux.is_closed()
+            || self.closing.is_some()
+            || self.client_gone
+        {
             self.mux.handle_client_unread(now);
             return false;
+        }
+        if self.has_unread {
+            self.read_again(now, snapshot, task);
+            return true;
         }
         let Some(client) = &mut self.client else {
             return false;

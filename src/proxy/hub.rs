@@ -52,6 +52,8 @@ pub enum Message {
     SessionLost(SessionId, BackendName),
     /// The machine of another connection says something about a session.
     Note(ConnectionId, Note),
+    /// The rules have changed.
+    Rules,
     /// No new work; close when nothing runs.
     Drain,
     /// End now, honestly.

@@ -1,6 +1,7 @@
 //! Data plane: client connections and their upstream connections. No routing choice, no file, no
 //! HTTP.
 
+pub mod doorman;
 pub mod driver;
 mod error_lines;
 pub mod hub;
@@ -20,9 +21,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use self::{hub::Hub, mover::Moves, pacer::Pacer, port::Pool, providers::Providers};
+pub use self::{
+    doorman::Doorman, hub::Hub, mover::Moves, pacer::Pacer, port::Pool, providers::Providers,
+};
 use crate::{
-    core::{balance::Policy, event::Event, locate, mux::Settings},
+    core::{balance::Policy, credential::Principals, event::Event, locate, mux::Settings},
     observe::Observer,
     store::Store,
 };
@@ -46,6 +49,8 @@ pub struct Shared {
     pub pacer: Pacer,
     /// Sessions that are being moved.
     pub moves: Moves,
+    /// Who lets clients in.
+    pub doorman: Doorman,
 }
 
 impl Shared {
@@ -65,6 +70,8 @@ impl Shared {
 pub struct Rules {
     /// What each multiplexer obeys.
     pub mux: Settings,
+    /// Who is let in.
+    pub principals: Arc<Principals>,
     /// How new sessions are placed.
     pub policy: Policy,
     /// Sticky placement hashes the user, where a session's id tells one.

@@ -187,6 +187,13 @@ async function startCli(name, root, home) {
   return cli.start();
 }
 
+/** A value as TOML: strings, numbers and lists are written as in JSON, tables are not. */
+function toml(value) {
+  if (Array.isArray(value)) return `[${value.map(toml).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{ ${Object.entries(value).map(([key, v]) => `${key} = ${toml(v)}`).join(", ")} }`;
+}
+
 /** The configuration of a Taxiway in front of `clis`; `extra` adds to tables by name. */
 export function configuration({ port, adminPort, clis, routing, extra = {} }) {
   const tables = {
@@ -202,7 +209,7 @@ export function configuration({ port, adminPort, clis, routing, extra = {} }) {
   const lines = [];
   for (const [name, keys] of Object.entries(tables)) {
     lines.push(`[${name}]`);
-    for (const key of Object.keys(keys)) lines.push(`${key} = ${JSON.stringify(keys[key])}`);
+    for (const key of Object.keys(keys)) lines.push(`${key} = ${toml(keys[key])}`);
     lines.push("");
   }
   for (const cli of clis) {

@@ -18,6 +18,7 @@ mod drain;
 mod failover;
 mod faults;
 mod grace;
+mod identity;
 mod ids;
 mod killed;
 mod large;

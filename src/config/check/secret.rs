@@ -2,11 +2,13 @@
 
 use std::{fs::File, io::Read, ops::Range, path::Path};
 
+use zeroize::Zeroizing;
+
 use super::Check;
 use crate::{config::raw::Table, core::id::Secret};
 
 /// Far beyond any token, far below what would hurt.
-const MAX_SECRET: u64 = 64 << 10;
+pub(super) const MAX_SECRET: u64 = 64 << 10;
 
 impl Check<'_> {
     /// The secret that `{stem}_env` or `{stem}_file` of the table names.
@@ -34,7 +36,12 @@ impl Check<'_> {
         self.read_file(&table.full_name(&file_key), &path, span)
     }
 
-    fn read_variable(&mut self, key: &str, name: &str, span: &Range<usize>) -> Option<Secret> {
+    pub(super) fn read_variable(
+        &mut self,
+        key: &str,
+        name: &str,
+        span: &Range<usize>,
+    ) -> Option<Secret> {
         let (wrong, help) = match (self.environment)(name) {
             None => ("is not set", "set it where Taxiway is started"),
             Some(text) if text.trim().is_empty() => ("is empty", "it must hold the secret"),
@@ -58,10 +65,15 @@ impl Check<'_> {
         None
     }
 
-    fn read_file(&mut self, key: &str, path: &Path, span: &Range<usize>) -> Option<Secret> {
+    pub(super) fn read_file(
+        &mut self,
+        key: &str,
+        path: &Path,
+        span: &Range<usize>,
+    ) -> Option<Secret> {
         self.report.depends_on(path.to_owned());
         let name = path.display();
-        match read(path) {
+        match read(path, MAX_SECRET).map(Zeroizing::new) {
             Ok(text) if text.trim().is_empty() => {
                 self.report
                     .error(span, format!("{key}: {name} is empty"))
@@ -89,16 +101,22 @@ impl Check<'_> {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
+/// The text of a regular file of at most so many bytes.
+pub(super) fn read(path: &Path, limit: u64) -> std::io::Result<String> {
     let mut text = String::new();
     let file = File::open(path)?;
     // A FIFO or device could keep a reload waiting for ever.
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("it is not a regular file"));
     }
-    let length = file.take(MAX_SECRET + 1).read_to_string(&mut text)?;
-    if length as u64 > MAX_SECRET {
-        return Err(std::io::Error::other("it is too large for a secret"));
+    let length = file.take(limit + 1).read_to_string(&mut text)?;
+    if length as u64 > limit {
+        let complaint = if limit == MAX_SECRET {
+            "it is too large for a secret"
+        } else {
+            "it is too large"
+        };
+        return Err(std::io::Error::other(complaint));
     }
     Ok(text)
 }

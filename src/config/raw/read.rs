@@ -8,10 +8,13 @@ use regex::Regex;
 use toml::de::DeValue;
 
 use super::{Value, shown};
-use crate::config::{
-    diagnostic::Finding,
-    quantity::{self, Malformed},
-    reference::{self, Kind},
+use crate::{
+    config::{
+        diagnostic::Finding,
+        quantity::{self, Malformed},
+        reference::{self, Kind},
+    },
+    core::credential::Fingerprint,
 };
 
 /// What is wrong with a value.
@@ -91,6 +94,24 @@ pub(super) fn read(kind: &Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
                 Some(words) => Ok(Value::Words(words)),
             }
         }
+        (Kind::Several(inner), DeValue::Array(items)) => {
+            let words = items.iter().map(|item| {
+                let read = item.get_ref().as_str().and_then(|text| {
+                    let read = read_text(inner, text)?;
+                    Some(read.map(|_| text.to_owned()))
+                });
+                read.unwrap_or_else(|| {
+                    let (wanted, found) = (plain_name(inner), kind_of(item.get_ref()));
+                    let message = format!("expected {wanted}, found {found}");
+                    Err(Fault::new(message, "in here"))
+                })
+            });
+            let words: Vec<String> = words.collect::<Result<_, _>>()?;
+            if words.is_empty() {
+                return Err(Fault::new("is empty", "nothing in here"));
+            }
+            Ok(Value::Words(words))
+        }
         (Kind::Names, DeValue::Array(items)) => {
             let words = items
                 .iter()
@@ -146,7 +167,13 @@ fn plain_name(kind: &Kind) -> String {
         Kind::Pattern => "a regular expression in quotes",
         Kind::Path | Kind::SecretFile => "a path in quotes",
         Kind::Variable => "the name of an environment variable in quotes",
+        Kind::Principal => "a name in quotes",
+        Kind::Text => "a text in quotes",
+        Kind::Match => "a regular expression in quotes",
+        Kind::Hash => "64 hexadecimal digits in quotes",
+        Kind::Several(inner) => return format!("{}, or a list of such", plain_name(inner)),
         Kind::Words => "a list of strings",
+        Kind::Tables => "tables",
         Kind::Names => "a list of names",
         Kind::NotBuilt => "nothing",
     };
@@ -211,10 +238,19 @@ fn read_text(kind: &Kind, text: &str) -> Option<Result<Value, Fault>> {
         Kind::Pattern => read_pattern(text),
         Kind::Path | Kind::SecretFile => read_path(text),
         Kind::Variable => read_variable(text),
+        Kind::Principal => read_principal(text).map(|()| Value::Text(text.to_owned())),
+        Kind::Text => read_line(text).map(|()| Value::Text(text.to_owned())),
+        Kind::Match => read_match(text).map(Value::Pattern),
+        Kind::Hash => read_hash(text).map(|()| Value::Text(text.to_owned())),
+        Kind::Several(inner) => {
+            return read_text(inner, text)
+                .map(|read| read.map(|_| Value::Words(vec![text.into()])));
+        }
         Kind::Integer { .. }
         | Kind::Number { .. }
         | Kind::Flag
         | Kind::Words
+        | Kind::Tables
         | Kind::Names
         | Kind::NotBuilt => return None,
     })
@@ -276,14 +312,18 @@ fn read_choice(text: &str, words: &[&str], planned: &[&str]) -> Result<Value, Fa
     })
 }
 
-fn read_pattern(text: &str) -> Result<Value, Fault> {
-    let pattern = Regex::new(text).map_err(|error| {
+fn read_match(text: &str) -> Result<Regex, Fault> {
+    Regex::new(text).map_err(|error| {
         let text = error.to_string();
         let last = text.lines().last().unwrap_or_default().trim();
         let reason = last.strip_prefix("error: ").unwrap_or(last).to_owned();
         Fault::new(format!("not a regular expression: {reason}"), "")
             .help("syntax: https://docs.rs/regex/latest/regex/#syntax; no look-around")
-    })?;
+    })
+}
+
+fn read_pattern(text: &str) -> Result<Value, Fault> {
+    let pattern = read_match(text)?;
     if !pattern.capture_names().flatten().any(|name| name == "user") {
         return Err(
             Fault::new("no group is named `user`", "which part is the user?")
@@ -322,6 +362,43 @@ fn read_variable(text: &str) -> Result<Value, Fault> {
     Err(Fault {
         is_secret: true,
         ..fault.help("letters, digits and `_`, as in \"CLI_TOKEN\"")
+    })
+}
+
+/// Is `text` a name that a principal or realm can have?
+pub(in crate::config) fn is_principal(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"._-:@+".contains(&b);
+    let starts = text
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
+    starts && text.len() <= 128 && text.bytes().all(good)
+}
+
+fn read_principal(text: &str) -> Result<(), Fault> {
+    if is_principal(text) {
+        return Ok(());
+    }
+    let help = "1 to 128 letters, digits, `.` `_` `-` `:` `@` `+`, as in \"chat-app\"";
+    Err(Fault::new("not a name", "").help(help))
+}
+
+fn read_line(text: &str) -> Result<(), Fault> {
+    if !text.is_empty() && text.len() <= 1024 && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let message = "must be 1 to 1024 characters without control characters";
+    Err(Fault::new(message, ""))
+}
+
+fn read_hash(text: &str) -> Result<(), Fault> {
+    if Fingerprint::parse(text).is_some() {
+        return Ok(());
+    }
+    let fault = Fault::new("not a SHA-256 hash", "the hash, not the token");
+    Err(Fault {
+        is_secret: true,
+        ..fault.help("64 hexadecimal digits, as printed by `taxiway token NAME`")
     })
 }
 

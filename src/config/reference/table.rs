@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Absent, Key, Kind, Reload, Section, Shape};
 
 mod access;
+mod identity;
 
 const MODE_IS_FIXED: &str = "each mode keeps homes and owners of sessions in its own way";
 const GRANULARITY_IS_FIXED: &str = "connections are relayed in one way or the other, not both";
@@ -86,7 +87,7 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 Absent::Value("127.0.0.1:4321"),
                 Reload::Live,
                 "Where clients connect. IPv4: the Python SDK speaks nothing else. Anything but \
-                 loopback needs `allow_anonymous`. Connections made to the old address stay.",
+                 loopback needs principals (`[identity]`) or `allow_anonymous`. Connections made to the old address stay.",
             ),
             key(
                 "tcp_keepalive",
@@ -101,7 +102,8 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 span(ms(100), HOUR),
                 Absent::Value("10s"),
                 Reload::NewConnections,
-                "From accept to the first complete frame.",
+                "From accept to the first complete frame; where clients need a token, to the \
+                 `connect` that proves who they are.",
             ),
             key(
                 "write_stall",
@@ -115,8 +117,8 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
                 Kind::Flag,
                 Absent::Value("false"),
                 Reload::Live,
-                "Allows an address that is not loopback although clients need no token: whoever \
-                 reaches it can use every session.",
+                "Allows an address that is not loopback although no principals are configured, so \
+                 that clients need no token: whoever reaches it can use every session.",
             ),
             not_built("tls", "TLS to clients"),
         ],
@@ -221,24 +223,10 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
             not_built("queue_timeout", "queues of turns"),
         ],
     },
-    Section {
-        name: "identity",
-        shape: Shape::Table,
-        text: "Who a session belongs to.",
-        keys: &[
-            key(
-                "session_id_user",
-                Kind::Pattern,
-                Absent::Means("users are unknown"),
-                Reload::Live,
-                "Reads the user out of a session id: a group named `user`, as in \
-                 `'^user-(?<user>.+?)--'`. Try it with `taxiway check --session-id ID`.",
-            ),
-            not_built("principals", "tokens of clients"),
-            not_built("adopt_by", "sessions found on disk without an owner"),
-            not_built("revoke_grace", "tokens of clients"),
-        ],
-    },
+    identity::IDENTITY,
+    identity::PRINCIPALS,
+    identity::JWT,
+    identity::SHARED,
     access::ACCESS,
     Section {
         name: "sessions",

@@ -66,8 +66,8 @@ const SECTIONS_WRONG: &[Row] = &[
     (
         "[[identity.principals]]\nname = \"x\"\n",
         &[
-            "1:12: error: not built yet: identity.principals (tokens of clients); take it \
-             out: it would have no effect, and Taxiway ignores nothing silently",
+            "2:8: error: identity.principals: nothing proves who is \"x\"; add `token_sha256 = \
+             \"…\"`, as printed by `taxiway token x`, or `token_env`, `token_file`, `tls_name`",
         ],
     ),
     (
@@ -274,7 +274,8 @@ const SECTIONS_WRONG: &[Row] = &[
         "[listener]\naddress = \"0.0.0.0:4321\"\n",
         &[
             "2:11: error: listener.address: not on loopback, and clients need no token; \
-             listen on 127.0.0.1, or set `allow_anonymous = true` below [listener]",
+             listen on 127.0.0.1, say who may connect with [[identity.principals]], or set \
+             `allow_anonymous = true` below [listener]",
         ],
     ),
     (

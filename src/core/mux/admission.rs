@@ -2,28 +2,53 @@
 //! configured. Whether a token proves anything is the shell's to find out; until it has, no more
 //! of the client's bytes are taken.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::value::RawValue;
 
 use super::{
-    Context, Mux, Output,
+    Context, Mux, Output, Settings,
     outbox::{Dest, Outbox},
 };
 use crate::core::{
     connect,
-    event::{CallOutcome, Direction, FrameKind},
+    event::{CallOutcome, ClosedBy, Direction, FrameKind},
     frame::FrameLimits,
     identity::Principal,
     idmap::RequestId,
     locate::Refusal,
-    reply::{self, ProxyError},
+    reply::{self, LostBy, ProxyError},
     route::{Class, Profile},
     scan::Head,
 };
 
 /// Largest frame of a client that has not said who it is (DESIGN §7).
 const STRANGER_FRAME: usize = 64 * 1024;
+
+/// Longer than any connection lasts.
+const FAR: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Failures to say who it is that a connection may have.
+const MAX_FAILURES: u32 = 10;
+
+/// Why a connection ends that proves nothing any more.
+pub(super) const REVOKED: &str = "the client is nobody any more: its token has run out or was \
+                                  taken back";
+
+/// What became of the proof of who the client is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Standing {
+    /// It holds, or was never asked for.
+    #[default]
+    Good,
+    /// It holds until then; the grace comes on top.
+    Until(Instant),
+    /// It does not hold any more, since then.
+    Revoked(Instant),
+}
 
 /// A `connect` whose token is being looked at.
 #[derive(Debug)]
@@ -40,10 +65,97 @@ impl Mux {
         self.principal.as_ref()
     }
 
-    /// The client has proved who it is otherwise than by a token: by its certificate.
-    pub fn set_principal(&mut self, principal: Arc<Principal>, limits: FrameLimits) {
+    /// The client has proved who it is, by a token or by its certificate.
+    pub fn set_principal(&mut self, cx: &Context<'_>, principal: Arc<Principal>) {
+        self.standing = match principal.expires {
+            None => Standing::Good,
+            // The clock on the wall may be set later; a proof runs out when it seemed to.
+            Some(end) => {
+                let left = end.duration_since(cx.wall).unwrap_or_default();
+                Standing::Until(cx.now + left.min(FAR))
+            }
+        };
         self.principal = Some(principal);
-        self.cutter.set_limits(limits);
+        self.cutter.set_limits(cx.settings.frame);
+    }
+
+    /// The rules have changed, and so has what they say of the client: the same one with other
+    /// rights, or none any more. Not to be called where nothing was proved by the old rules.
+    pub fn handle_judged_again(
+        &mut self,
+        cx: &Context<'_>,
+        principal: Option<Arc<Principal>>,
+        out: &mut Outbox,
+    ) {
+        if !self.is_heard() {
+            return;
+        }
+        if !cx.settings.access.authenticates {
+            // Nobody is asked any more: everybody is let in, and is nobody.
+            self.principal = None;
+            self.standing = Standing::Good;
+            return;
+        }
+        match (principal, &self.principal) {
+            (Some(new), Some(old)) => {
+                let expires = old.expires;
+                self.principal = Some(Arc::new(Principal {
+                    expires,
+                    ..(*new).clone()
+                }));
+            }
+            // It has been asked, and has not answered yet.
+            (_, None) if !self.greeted => {}
+            (_, None) | (None, Some(_)) => self.revoke(cx),
+        }
+        self.look_at_standing(cx, out);
+    }
+
+    /// Too many at its address have failed to say who they are: there is no time for this one.
+    pub fn handle_turned_out(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        let reason = "too many failures to authenticate";
+        self.depart(cx, ClosedBy::Proxy, reason, true, out);
+    }
+
+    /// New calls are refused from now on; the connection ends with its turns.
+    fn revoke(&mut self, cx: &Context<'_>) {
+        if self.is_heard() && !self.is_revoked() {
+            self.standing = Standing::Revoked(cx.now);
+            self.close_if_quiet();
+        }
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        matches!(self.standing, Standing::Revoked(_))
+    }
+
+    /// When [`Mux::look_at_standing`] has something to do.
+    pub(super) fn next_judgement(&self, settings: &Settings) -> Option<Instant> {
+        match self.standing {
+            _ if !self.is_heard() => None,
+            Standing::Good => None,
+            Standing::Until(end) => Some(end + settings.revoke_grace),
+            Standing::Revoked(since) => Some(since + settings.last_turns),
+        }
+    }
+
+    /// What proved the client may have run out, and so may the time of its last turns.
+    pub(super) fn look_at_standing(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        if self
+            .next_judgement(cx.settings)
+            .is_none_or(|at| at > cx.now)
+        {
+            return;
+        }
+        match self.standing {
+            Standing::Good => {}
+            Standing::Until(_) => self.revoke(cx),
+            Standing::Revoked(_) => {
+                let (cause, unsent) = (LostBy::Revoked, ProxyError::AuthenticationRequired);
+                self.end_work(cx, &cause, ClosedBy::Proxy, &unsent, out);
+                self.depart(cx, ClosedBy::Proxy, REVOKED, false, out);
+            }
+        }
     }
 
     /// Whether the shell owes the answer to an [`Output::Authenticate`]. Until then no bytes of the
@@ -52,7 +164,12 @@ impl Mux {
         self.connecting.is_some()
     }
 
-    /// Whether the client may do nothing but `connect`.
+    /// Whether the client may call anything.
+    pub(super) fn is_trusted(&self, cx: &Context<'_>) -> bool {
+        !self.is_stranger(cx) && !self.is_revoked()
+    }
+
+    /// Whether the client has never said who it is, and has to.
     pub(super) fn is_stranger(&self, cx: &Context<'_>) -> bool {
         cx.settings.access.authenticates && self.principal.is_none()
     }
@@ -120,13 +237,31 @@ impl Mux {
         let same = |now: &Principal| self.principal.as_ref().is_none_or(|p| p.is_renewed_by(now));
         match answer {
             Ok(principal) if same(&principal) => {
-                self.set_principal(principal, cx.settings.frame);
+                self.set_principal(cx, principal);
+                self.failures = 0;
                 self.note_frame(cx);
                 // The token counts even if the rest is wrong.
                 self.accept(cx, &connecting.id, connecting.options, out);
             }
-            Ok(_) => self.turn_away(&connecting.id, &ProxyError::AuthenticationFailed, out),
-            Err(error) => self.turn_away(&connecting.id, &error, out),
+            Ok(_) => {
+                let error = ProxyError::AuthenticationFailed;
+                self.note_failure(cx, &connecting.id, &error, out);
+            }
+            Err(error) => self.note_failure(cx, &connecting.id, &error, out),
+        }
+    }
+
+    fn note_failure(
+        &mut self,
+        cx: &Context<'_>,
+        id: &RequestId,
+        error: &ProxyError,
+        out: &mut Outbox,
+    ) {
+        self.turn_away(id, error, out);
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES {
+            self.handle_turned_out(cx, out);
         }
     }
 

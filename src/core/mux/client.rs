@@ -357,11 +357,15 @@ impl Mux {
         if self.is_stranger(cx) {
             return;
         }
+        // Who is nobody any more may still take back what it asked for.
         if route::classify(&method.get(body)) == Class::Cancel {
             if let Some(id) = &head.places.cancel_id {
                 let id = RequestId::read(id, body);
                 self.cancel(cx, &id, frame, out);
             }
+            return;
+        }
+        if !self.is_trusted(cx) {
             return;
         }
         let Some(session) = &head.session else { return };

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::{
     Asker, Context, Life, MAX_ATTEMPTS, Mux, Output,
+    admission::REVOKED,
     calls::Place,
     note::Note,
     outbox::Outbox,
@@ -35,9 +36,29 @@ impl Mux {
             return;
         }
         self.end_all_parked(cx, out);
+        self.end_work(
+            cx,
+            &LostBy::Shutdown,
+            ClosedBy::Operator,
+            &ProxyError::Draining,
+            out,
+        );
+        self.close("Taxiway is shutting down");
+    }
+
+    /// Tells the client of every turn and call that it hears no more of them, and why; `unsent` is
+    /// for calls that never left.
+    pub(super) fn end_work(
+        &mut self,
+        cx: &Context<'_>,
+        cause: &LostBy,
+        by: ClosedBy,
+        unsent: &ProxyError,
+        out: &mut Outbox,
+    ) {
         for key in self.keys() {
             self.give_up_taking(cx, key);
-            self.lose_turn(cx, key, &LostBy::Shutdown, ClosedBy::Operator, out);
+            self.lose_turn(cx, key, cause, by, out);
         }
         // First, so that an answered send does not let the next one out.
         self.drop_queues();
@@ -51,11 +72,10 @@ impl Mux {
                         method,
                     }
                 }
-                None => ProxyError::Draining,
+                None => unsent.clone(),
             };
             self.answer_with_error(cx, &id, call, &error, out);
         }
-        self.close("Taxiway is shutting down");
     }
 
     /// The client closed its side, or its connection broke. Like the CLI, that is the end: Node's
@@ -151,8 +171,14 @@ impl Mux {
     }
 
     pub(super) fn close_if_quiet(&mut self) {
-        if self.life == Life::Draining && self.calls.is_empty() && self.open_turns() == 0 {
-            self.close("drained");
+        let ends = self.life == Life::Draining || self.is_revoked();
+        if ends && self.is_heard() && self.calls.is_empty() && self.open_turns() == 0 {
+            let reason = if self.life == Life::Draining {
+                "drained"
+            } else {
+                REVOKED
+            };
+            self.close(reason);
         }
     }
 

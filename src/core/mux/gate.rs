@@ -31,7 +31,7 @@ impl Mux {
         if self.is_taken(asked.call) {
             return Some(ProxyError::duplicate_id(asked.token));
         }
-        if self.is_stranger(cx) && asked.class != Class::Connect {
+        if !self.is_trusted(cx) && asked.class != Class::Connect {
             return Some(ProxyError::AuthenticationRequired);
         }
         self.denied(cx, asked)

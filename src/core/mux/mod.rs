@@ -49,7 +49,11 @@ use ahash::RandomState;
 use slab::Slab;
 
 use self::{
-    admission::Connecting, calls::Call, own::Own, place::Question, session::Entry,
+    admission::{Connecting, Standing},
+    calls::Call,
+    own::Own,
+    place::Question,
+    session::Entry,
     upstream::Upstreams,
 };
 pub use self::{
@@ -131,6 +135,10 @@ pub struct Settings {
     pub ends_stalled: bool,
     /// Who may do what.
     pub access: Arc<Access>,
+    /// How long a client may go on after what proved it has run out.
+    pub revoke_grace: Duration,
+    /// How long turns may go on whose client is nobody any more.
+    pub last_turns: Duration,
 }
 
 /// What a handler may look at besides its own state.
@@ -179,6 +187,9 @@ pub struct Mux {
     connect: connect::Options,
     principal: Option<Arc<Principal>>,
     connecting: Option<Connecting>,
+    standing: Standing,
+    /// Times that it has failed to say who it is.
+    failures: u32,
     calls: Calls<Call>,
     requests: BackendRequests<Asker, parking::Request>,
     upstreams: Upstreams,
@@ -229,6 +240,8 @@ impl Mux {
             connect: connect::Options::default(),
             principal: None,
             connecting: None,
+            standing: Standing::default(),
+            failures: 0,
             calls: Calls::default(),
             requests: BackendRequests::default(),
             upstreams: Upstreams::default(),
@@ -351,6 +364,7 @@ impl Mux {
             .chain(gates)
             .chain(slots)
             .chain(waits)
+            .chain(self.next_judgement(settings))
             .min()
     }
 
@@ -383,6 +397,7 @@ impl Mux {
         }
         self.lose_patience(cx, out);
         self.look_for_stalls(cx, out);
+        self.look_at_standing(cx, out);
         self.try_freezes(cx);
         for slot in self.upstreams.ids() {
             let Some(upstream) = self.upstreams.get(slot) else {
@@ -440,9 +455,10 @@ impl Mux {
 
     /// A `session.lifecycle` notification of some backend, framed: every client hears of every
     /// session that it may see, wherever it lives, once. So those that come over this client's own
-    /// upstream connections are swallowed.
-    pub fn handle_lifecycle(&mut self, frame: &[u8], out: &mut Outbox) {
-        if self.is_heard() {
+    /// upstream connections are swallowed. Who has not said who it is, or is nobody any more, hears
+    /// of none.
+    pub fn handle_lifecycle(&mut self, cx: &Context<'_>, frame: &[u8], out: &mut Outbox) {
+        if self.is_heard() && self.is_trusted(cx) {
             self.tally.add(
                 Direction::BackendToClient,
                 FrameKind::Notification,

@@ -359,6 +359,7 @@ impl Mux {
         let entry = &self.entries[key];
         self.outputs.push_back(Output::TurnEnded(
             Box::new(TurnRecord {
+                principal: None,
                 reference,
                 user: None,
                 session: entry.id.clone(),
@@ -415,7 +416,7 @@ impl Mux {
                 self.record_turn(cx, key, backend, TurnOutcome::Lost, closed_by, None);
             }
             LostBy::Stalled => self.end_turn(cx, key, TurnOutcome::Stalled, closed_by),
-            LostBy::Shutdown | LostBy::Closed | LostBy::Drained(_) => {
+            LostBy::Shutdown | LostBy::Closed | LostBy::Revoked | LostBy::Drained(_) => {
                 self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
             }
         }

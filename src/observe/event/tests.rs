@@ -17,6 +17,7 @@ use crate::{
 
 fn turn() -> TurnRecord {
     TurnRecord {
+        principal: Some("sso/alice".into()),
         reference: 17,
         user: Some(Arc::from("alice")),
         session: SessionId::from("user-alice--1"),
@@ -264,6 +265,34 @@ fn every_event() -> Vec<(Event, &'static str)> {
             },
             "backend",
         ),
+        (
+            Event::Authenticated {
+                connection,
+                client,
+                principal: "sso/alice".into(),
+                user: "alice".into(),
+                how: "jwt",
+            },
+            "connection",
+        ),
+        (
+            Event::AuthenticationFailed {
+                connection,
+                client,
+                reason: "expired",
+                wait: Some(Duration::from_millis(200)),
+            },
+            "denied",
+        ),
+        (
+            Event::Revoked {
+                connection,
+                client,
+                principal: "sso/alice".into(),
+                user: "alice".into(),
+            },
+            "connection",
+        ),
     ]
 }
 
@@ -276,6 +305,7 @@ fn the_line_of_a_turn_has_every_field() {
         "target": "taxiway",
         "message": "turn",
         "ref": 17,
+        "principal": "sso/alice",
         "user": "alice",
         "session": "user-alice--1",
         "backend": "cli-1",
@@ -296,13 +326,14 @@ fn the_line_of_a_turn_has_every_field() {
 fn what_is_not_known_is_left_out() {
     let observer = Observer::new(Identities::Plain);
     let bare = TurnRecord {
+        principal: None,
         user: None,
         first_event: None,
         trace_id: None,
         ..turn()
     };
     let lines = json_lines(&observer, &[Event::Turn(Box::new(bare))]);
-    for field in ["user", "first_event_ms", "trace_id"] {
+    for field in ["principal", "user", "first_event_ms", "trace_id"] {
         assert!(lines[0].get(field).is_none(), "{field} in {}", lines[0]);
     }
 }
@@ -320,7 +351,8 @@ fn text_lines_can_be_read_and_not_forged() {
     });
     assert_eq!(text.lines().count(), 2, "{text}");
     assert!(!text.contains('\u{1b}'), "{text}");
-    assert!(text.contains(r#" INFO taxiway: turn ref=17 user="alice" session="user-alice--1""#));
+    let start = r#" INFO taxiway: turn ref=17 principal="sso/alice" user="alice" session="user-"#;
+    assert!(text.contains(start), "{text}");
 }
 
 #[test]
@@ -378,6 +410,7 @@ fn each_event_moves_its_counter_once() {
         "taxiway_turn_first_event_seconds_count 1",
         "taxiway_errors_total{code=\"-32014\"} 1",
         "taxiway_access_denied_total{reason=\"method\"} 1",
+        "taxiway_auth_failures_total{reason=\"expired\"} 1",
         "taxiway_access_denied_total{reason=\"unknown_method\"} 1",
         "taxiway_limit_hits_total{limit=\"limits.frame\"} 1",
         "taxiway_session_create_existing_total{action=\"resume\"} 1",

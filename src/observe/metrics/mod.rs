@@ -67,6 +67,7 @@ pub struct Metrics {
     limit_usage: Series<&'static str, Gauge>,
     limit_hits: Series<&'static str, IntCounter>,
     errors: Series<i32, IntCounter>,
+    auth_failures: Series<&'static str, IntCounter>,
     access_denied: Series<&'static str, IntCounter>,
     store_up: IntGauge,
     store_errors: Series<&'static str, IntCounter>,
@@ -137,6 +138,7 @@ impl Metrics {
             limit_usage: gauge_series(r, &table::LIMIT_USAGE),
             limit_hits: counter_series(r, &table::LIMIT_HITS),
             errors: counter_series(r, &table::ERRORS),
+            auth_failures: counter_series(r, &table::AUTH_FAILURES),
             access_denied: counter_series(r, &table::ACCESS_DENIED),
             store_up: int_gauge(r, &table::STORE_UP),
             store_errors: counter_series(r, &table::STORE_ERRORS),
@@ -251,6 +253,12 @@ impl Metrics {
     /// An error made by Taxiway went to a client. Counted by `Event::ErrorAnswered`.
     pub fn error(&self, code: i32) {
         self.errors.with(code, IntCounter::inc);
+    }
+
+    /// Somebody has not proved who it is. Counted by `Event::AuthenticationFailed`, if that is
+    /// recorded.
+    pub fn auth_failure(&self, reason: &'static str) {
+        self.auth_failures.with(reason, IntCounter::inc);
     }
 
     /// Something was refused by policy. Counted by `Event::ErrorAnswered`.

@@ -122,6 +122,11 @@ table! {
         "Times something was refused or closed because of a limit.";
     ERRORS: Counter "taxiway_errors_total" ["code"]
         "Errors made by Taxiway and sent to clients, by JSON-RPC code.";
+    AUTH_FAILURES: Counter "taxiway_auth_failures_total" ["reason"]
+        "Clients that did not prove who they are, by reason: missing, wrong_token, too_long, \
+         malformed, unsigned, wrong_algorithm, bad_signature, expired, not_yet_valid, \
+         wrong_audience, wrong_issuer, no_user, other_principal, certificate, too_many (of one \
+         address at a time).";
     ACCESS_DENIED: Counter "taxiway_access_denied_total" ["reason"]
         "Calls refused by policy: method (not allowed through this proxy), unknown_method (in no \
          table, with access.profile = \"multi-tenant\").";

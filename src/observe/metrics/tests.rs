@@ -21,6 +21,7 @@ fn everything(metrics: &Metrics) {
     metrics.call("session", CallOutcome::Ok, Duration::from_millis(3));
     metrics.error(-32010);
     metrics.access_denied("method");
+    metrics.auth_failure("wrong_token");
     metrics.set_limit("limits.connections", 100.0);
     metrics.set_limit_usage("limits.connections", 7.0);
     metrics.limit_hit("limits.connections");

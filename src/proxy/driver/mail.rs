@@ -20,8 +20,8 @@ impl Driver {
             progress = true;
             match message {
                 Message::Lifecycle(frame) => {
-                    self.step(now, snapshot, task, &[], |mux, _, out| {
-                        mux.handle_lifecycle(&frame, out);
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_lifecycle(cx, &frame, out);
                         0
                     });
                 }
@@ -83,6 +83,8 @@ impl Driver {
                         0
                     });
                 }
+                // Seen at the start of each round.
+                Message::Rules => {}
                 Message::Drain => {
                     self.step(now, snapshot, task, &[], |mux, _, _| {
                         mux.handle_drain();

@@ -112,6 +112,7 @@ impl Taxiway {
             providers,
             pacer: crate::proxy::Pacer::default(),
             moves: crate::proxy::Moves::default(),
+            doorman: crate::proxy::Doorman::default(),
         };
         let listener = crate::proxy::listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
@@ -167,9 +168,12 @@ fn rules() -> Rules {
             detach_grace: None,
             turn_stall: None,
             ends_stalled: false,
+            revoke_grace: Duration::from_secs(60),
+            last_turns: Duration::from_secs(600),
             access: Arc::default(),
             create_existing: CreateExisting::Resume,
         },
+        principals: Arc::default(),
         policy: Policy::Sticky { load_factor: None },
         key_is_user: false,
         by_connection: false,

@@ -92,6 +92,8 @@ pub(super) fn settings() -> Settings {
         detach_grace: None,
         turn_stall: None,
         ends_stalled: false,
+        revoke_grace: Duration::from_secs(60),
+        last_turns: Duration::from_secs(600),
         access: Arc::default(),
     }
 }

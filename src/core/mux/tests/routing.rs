@@ -397,8 +397,8 @@ fn lifecycle_comes_from_the_shell_only() {
     rig.backend("a", &news);
     rig.silent();
     let frame = framed(&news);
-    rig.step(&[], |mux, _, out| {
-        mux.handle_lifecycle(&frame, out);
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_lifecycle(cx, &frame, out);
         0
     });
     assert_eq!(rig.said_raw(), [news]);
