@@ -59,10 +59,15 @@ enum Command {
     Status(AdminArgs),
     /// List sessions.
     Sessions(SessionsArgs),
-    /// Tell everything known about a session: user, owner, home, where its next call goes.
+    /// Tell everything known about a session: user, who may use it, owner, home, where its next call
+    /// goes.
     Explain {
         /// Its id.
         session: String,
+        /// Tell whether this principal may use it: a client is told the same about a session that is
+        /// not its own as about none.
+        #[arg(long = "as", value_name = "PRINCIPAL")]
+        principal: Option<String>,
         #[command(flatten)]
         admin: AdminArgs,
     },
@@ -250,9 +255,11 @@ pub fn main() -> ExitCode {
                 },
             )
         }
-        Some(Command::Explain { session, admin }) => {
-            ask(&admin, &AdminCommand::Explain { session })
-        }
+        Some(Command::Explain {
+            session,
+            principal,
+            admin,
+        }) => ask(&admin, &AdminCommand::Explain { session, principal }),
         Some(Command::Drain {
             backend,
             wait,

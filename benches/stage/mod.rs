@@ -8,6 +8,7 @@ use std::{
 };
 
 use taxiway::core::{
+    access::Relation,
     event::PlacementReason,
     frame::{FrameLimits, write_header},
     id::ConnectionId,
@@ -166,6 +167,7 @@ impl Stage {
                     backend: "cli-1".into(),
                     reason: PlacementReason::LeastLoaded,
                     has_history: false,
+                    relation: Relation::Anybody,
                 };
                 self.mux
                     .handle_located(&cx, question.ticket, Ok(located), &mut self.out);

@@ -25,7 +25,10 @@ use crate::{
         upgrade::Primary,
     },
     core::{
+        access::{Access, Relation},
+        directory::Known,
         event::Event,
+        identity::{Caps, Principal, Role},
         locate::{self, Refusal, Step},
         snapshot::{self, AdminState, Mode, Snapshot},
     },
@@ -166,14 +169,14 @@ impl Backstage for Stagehand {
                 && filter
                     .user
                     .as_deref()
-                    .is_none_or(|u| rules.mux.access.user_of(id.as_str()) == Some(u))
+                    .is_none_or(|u| user_of(&rules, id.as_str(), known) == Some(u))
         });
         let more = rows.len() > limit;
         let items: Vec<SessionView> = rows
             .into_iter()
             .take(limit)
             .map(|(id, known)| SessionView {
-                user: rules.mux.access.user_of(id.as_str()).map(str::to_owned),
+                user: user_of(&rules, id.as_str(), &known).map(str::to_owned),
                 backend: known
                     .owner
                     .as_ref()
@@ -193,12 +196,15 @@ impl Backstage for Stagehand {
         Page { items, next }
     }
 
-    fn explain(&self, session: &str) -> Value {
+    fn explain(&self, session: &str, principal: Option<&str>) -> Value {
         let rules = self.rules.load();
         let snapshot = self.pool.current();
         let known = self.store.known(session);
-        let user = rules.mux.access.user_of(session);
-        let key = rules.key_of(session);
+        let access = &rules.mux.access;
+        let person = access.owner(known.person.as_deref(), session);
+        let asks = principal.map(|name| self.principal(name));
+        let key = rules.key_of(session, asks.as_deref());
+        let unowned = self.store.lock().unowned(Instant::now());
         let next = match locate::first(locate::Purpose::Resume, &known, &snapshot) {
             Step::Go(to) => format!("goes to backend {}", to.backend),
             Step::Refuse(why) => {
@@ -216,8 +222,15 @@ impl Backstage for Stagehand {
         let placed = self.store.place(rules.policy, key, &snapshot);
         json!({
             "session": session,
-            "user": user,
-            "user_rule": if user.is_some() { "identity.session_id_user" } else { "none" },
+            "user": user_of(&rules, session, &known),
+            "user_rule": match (&known.person, access.user_of(session)) {
+                (Some(_), _) => "recorded when it was opened",
+                (None, Some(_)) => "identity.session_id_user",
+                (None, None) => "none",
+            },
+            "realm": person.as_ref().map(|person| &*person.realm),
+            "access": asks.as_deref().map(|asks| access_of(access, asks, session, &known)),
+            "sessions_of_nobody": access.authenticates.then_some(unowned),
             "key": key,
             "owner": known.owner.as_ref().map(ToString::to_string),
             "home": known.home.as_ref().map(ToString::to_string),
@@ -284,7 +297,55 @@ impl Backstage for Stagehand {
     }
 }
 
+/// Whose a session is, by what is recorded, else by its id.
+fn user_of<'a>(rules: &'a Rules, session: &'a str, known: &'a Known) -> Option<&'a str> {
+    let recorded = known.person.as_deref().map(|person| &*person.user);
+    recorded.or_else(|| rules.mux.access.user_of(session))
+}
+
+/// Whether a principal may use a session: the other side of what a client is told.
+fn access_of(access: &Access, principal: &Principal, session: &str, known: &Known) -> Value {
+    let exists = known.owner.is_some() || known.home.is_some() || known.has_history;
+    let judged = access.judge(Some(principal), session, known.person.as_deref(), exists);
+    let (decision, reason) = match judged {
+        Ok(Relation::Anybody | Relation::Owner) => ("allowed", "it is its own"),
+        Ok(Relation::Member) => ("allowed", "it shares it, and may not change it for others"),
+        Ok(Relation::Adopter) => ("allowed", "it takes sessions of nobody"),
+        Err(denial) => ("denied", denial.label()),
+    };
+    json!({
+        "principal": principal.name.as_ref(),
+        "realm": principal.realm.as_ref(),
+        "user": principal.user.as_ref(),
+        "decision": decision,
+        "reason": reason,
+    })
+}
+
 impl Stagehand {
+    /// The principal of this name; one that no configuration names, such as a token's claim, is
+    /// taken to be a user.
+    fn principal(&self, name: &str) -> Arc<Principal> {
+        let rules = self.rules.load();
+        let mut configured = rules.principals.entries().iter().map(|e| &e.principal);
+        if let Some(principal) = configured.find(|principal| *principal.name == *name) {
+            return principal.clone();
+        }
+        let sole_realm = rules.mux.access.sole_realm.clone();
+        let name: Arc<str> = Arc::from(name);
+        Arc::new(Principal {
+            role: Role::User,
+            realm: sole_realm.unwrap_or_else(|| name.clone()),
+            user: name.clone(),
+            groups: Vec::new(),
+            expires: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            caps: Caps::default(),
+            name,
+        })
+    }
+
     fn tell_older(&self, backend: &str) {
         for wish in succession::wishes(&self.pool, Some(backend)) {
             self.primary.tell(&wish);

@@ -16,7 +16,7 @@ use crate::{
     observe::Observer,
     proxy::{
         Hub, Pool,
-        hub::Message,
+        hub::{self, Message},
         port::{Alive, Answer, Boxed},
     },
     store::{Operator, Store},
@@ -44,7 +44,16 @@ impl PoolSink for News {
         let mut framed = BytesMut::with_capacity(header.len() + body.len());
         framed.put_slice(&header);
         framed.put(body);
-        self.hub.publish(&Message::Lifecycle(framed.freeze()));
+        let person = self
+            .store
+            .lock()
+            .person(Instant::now(), session.as_str())
+            .cloned();
+        self.hub.publish(&Message::Lifecycle(hub::News {
+            session: session.clone(),
+            person,
+            frame: framed.freeze(),
+        }));
     }
 
     fn disk(&self, backend: &BackendName, sessions: &[SessionId]) {

@@ -120,11 +120,6 @@ impl Raw {
 }
 
 impl Table {
-    /// Of its section.
-    pub(super) fn name(&self) -> &'static str {
-        self.section.name
-    }
-
     /// `section.key`, for messages.
     pub(super) fn full_name(&self, key: &str) -> String {
         format!("{}.{key}", self.section.name)

@@ -120,10 +120,10 @@ pub(super) enum Kind {
     Several(&'static Kind),
     /// A list of strings, not empty.
     Words,
-    /// A list of tables, `[[section.name]]`; their keys stand in the section of that name.
-    Tables,
     /// A list of names of the protocol, with `*` for parts of them; may be empty.
     Names,
+    /// A list of tables, `[[section.name]]`; their keys stand in the section of that name.
+    Tables,
     /// A key of a later release.
     NotBuilt,
 }
@@ -192,8 +192,8 @@ impl Key {
             | Kind::Match
             | Kind::Several(_)
             | Kind::Words
-            | Kind::Tables
             | Kind::Names
+            | Kind::Tables
             | Kind::NotBuilt => self.name,
         }
     }
@@ -236,8 +236,8 @@ impl Kind {
             Self::Hash => "64 hexadecimal digits".to_owned(),
             Self::Several(inner) => format!("{}, or a list of such", inner.describe()),
             Self::Words => "list of strings".to_owned(),
-            Self::Tables => "tables, see below".to_owned(),
             Self::Names => "list of names".to_owned(),
+            Self::Tables => "tables, see below".to_owned(),
             Self::NotBuilt => "not built yet".to_owned(),
         }
     }

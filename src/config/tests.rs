@@ -54,7 +54,7 @@ realm = "acme"
 groups = ["dev", "ops"]
 token_env = "ANN"
 tls_name = "ann.example"
-allow = ["sessions.*"]
+allow = "sessions.*"
 deny = ["session.shell.exec"]
 [[identity.jwt]]
 name = "sso"
@@ -73,8 +73,8 @@ realm = "acme"
 realm_claim = "tenant"
 role = "service"
 leeway = "0s"
-allow = ["ping", "mcp.*"]
-deny = ["models.list"]
+allow = ["a", "b*"]
+deny = "c"
 [[identity.shared]]
 pattern = "team-.*"
 groups = "dev"

@@ -163,7 +163,7 @@ fn identity_view(identity: &Identity) -> Value {
     let share = |share: &Share| {
         json!({
             "pattern": share.pattern.as_str(),
-            "groups": words(&share.groups),
+            "groups": texts(&share.groups),
         })
     };
     json!({
@@ -184,13 +184,17 @@ pub(super) fn entry(entry: &Entry) -> Value {
         "name": *principal.name,
         "role": role_name(principal.role),
         "realm": *principal.realm,
-        "groups": words(&principal.groups),
+        "groups": texts(&principal.groups),
         "token": (!entry.tokens.is_empty())
             .then(|| vec!["[redacted]"; entry.tokens.len()]),
-        "tls_name": words(&entry.certificates),
-        "allow": words(&principal.allow),
-        "deny": words(&principal.deny),
+        "tls_name": texts(&entry.certificates),
+        "allow": texts(&principal.allow),
+        "deny": texts(&principal.deny),
     })
+}
+
+fn texts(list: &[Arc<str>]) -> Vec<&str> {
+    list.iter().map(AsRef::as_ref).collect()
 }
 
 fn issuer((issuer, files): (&Issuer, &IssuerFiles)) -> Value {
@@ -208,8 +212,8 @@ fn issuer((issuer, files): (&Issuer, &IssuerFiles)) -> Value {
         "realm_claim": rules.realm_claim,
         "role": role_name(rules.role),
         "leeway": show_duration(rules.leeway),
-        "allow": words(&rules.allow),
-        "deny": words(&rules.deny),
+        "allow": texts(&rules.allow),
+        "deny": texts(&rules.deny),
     })
 }
 

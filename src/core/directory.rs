@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use ahash::RandomState;
 use super::{
     balance::Load,
     id::{BackendName, ConnectionId, SessionId},
+    identity::Person,
     snapshot::Mode,
 };
 
@@ -78,6 +80,8 @@ struct Record {
     /// Stands for the event that ended the turn reported last.
     reported: Option<u64>,
     deleted_at: Option<Instant>,
+    /// Whose it is; until the tombstone is over, too.
+    person: Option<Arc<Person>>,
     last_use: Instant,
     /// It is being closed where it is, to be opened elsewhere or later: nobody may open it now.
     moving: bool,
@@ -100,6 +104,8 @@ pub struct Saved {
     pub idle: Duration,
     /// Backends that must close it before they are used again.
     pub moved_from: Vec<BackendName>,
+    /// Whose it is.
+    pub person: Option<Arc<Person>>,
 }
 
 impl Record {
@@ -113,6 +119,7 @@ impl Record {
             turn: None,
             reported: None,
             deleted_at: None,
+            person: None,
             last_use: now,
             moving: false,
             dirty: false,
@@ -158,6 +165,8 @@ pub struct Known {
     pub parked: Option<ConnectionId>,
     /// It is being closed where it is; nobody may open it until that is done.
     pub moving: bool,
+    /// Whose it is, as far as anybody has said.
+    pub person: Option<Arc<Person>>,
 }
 
 /// The answer to [`Directory::claim`].
@@ -201,6 +210,7 @@ pub struct Directory {
     news: Option<HashSet<SessionId, RandomState>>,
     /// Another process decides who owns what.
     follows: bool,
+    persons: persons::Persons,
 }
 
 impl Directory {
@@ -223,6 +233,7 @@ impl Directory {
             dirty: Vec::new(),
             news: None,
             follows: false,
+            persons: persons::Persons::default(),
         }
     }
 
@@ -248,6 +259,7 @@ impl Directory {
                 adrift: r.is_adrift(),
                 parked: r.holders.iter().find(|h| h.parked).map(|h| h.connection),
                 moving: r.moving,
+                person: r.person(now).cloned(),
             })
     }
 
@@ -324,7 +336,11 @@ impl Directory {
         if record.moving {
             return Claim::Moving;
         }
-        record.deleted_at = None;
+        if record.deleted_at.is_some() {
+            // What is created under the id of one that is long gone is another session.
+            record.person = record.person(now).cloned();
+            record.deleted_at = None;
+        }
         let (answer, at) = match &record.owner {
             Some(owner) if owner != want => (Claim::OwnedBy(owner.clone()), owner.clone()),
             Some(owner) => (Claim::Granted, owner.clone()),
@@ -407,7 +423,9 @@ impl Directory {
             self.touch(&SessionId::from(session));
             return;
         }
-        let leaves_nothing = !record.has_history && record.deleted_at.is_none();
+        // Whose it was is kept: files of it may lie on a disk although it never had a turn.
+        let leaves_nothing =
+            !record.has_history && record.deleted_at.is_none() && record.person.is_none();
         self.touch(&SessionId::from(session));
         if leaves_nothing {
             // A session without a turn leaves nothing behind when it closes.
@@ -652,6 +670,7 @@ mod listing;
 mod moves;
 mod news;
 mod peers;
+mod persons;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
+    access::Denial,
     id::{BackendName, ConnectionId, SessionId},
+    locate::Refusal,
     release::How,
     snapshot::{AdminState, Health},
 };
@@ -167,6 +169,67 @@ pub enum PlacementReason {
     TwoChoices,
 }
 
+/// Why a call found no session (`taxiway_session_not_found_total{reason}`): the answer to a client
+/// does not always tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotFound {
+    /// No backend knows it.
+    Unknown,
+    /// Its client may not see it.
+    Denied(Denial),
+    /// It was deleted lately.
+    Deleted,
+    /// Its backend has closed it in silence.
+    ClosedByBackend,
+    /// The backend that has it open is away.
+    OwnerAway,
+    /// The backend whose disk has it is away.
+    HomeAway,
+    /// Not every backend said whether it has it.
+    NoAnswer,
+    /// A disk that may have it was never read.
+    DiskUnread,
+    /// Its backend cannot be reached, or does not take it yet.
+    Unreachable,
+    /// The process that keeps the owner table does not answer.
+    Unconfirmed,
+    /// No backend is usable.
+    NoBackend,
+}
+
+impl NotFound {
+    /// The word for metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Denied(_) => "denied",
+            Self::Deleted => "deleted",
+            Self::ClosedByBackend => "closed_by_backend",
+            Self::OwnerAway => "owner_away",
+            Self::HomeAway => "home_away",
+            Self::NoAnswer => "no_answer",
+            Self::DiskUnread => "disk_unread",
+            Self::Unreachable => "unreachable",
+            Self::Unconfirmed => "unconfirmed",
+            Self::NoBackend => "no_backend",
+        }
+    }
+}
+
+impl From<&Refusal> for NotFound {
+    fn from(why: &Refusal) -> Self {
+        match why {
+            Refusal::OwnerAway(_) => Self::OwnerAway,
+            Refusal::HomeAway(_) => Self::HomeAway,
+            Refusal::Silent(_) => Self::NoAnswer,
+            Refusal::DiskUnread(_) => Self::DiskUnread,
+            Refusal::Unreachable(_) | Refusal::Unprepared(_) => Self::Unreachable,
+            Refusal::Unconfirmed => Self::Unconfirmed,
+            Refusal::NoBackend => Self::NoBackend,
+        }
+    }
+}
+
 /// A step of an upgrade: one process takes over from another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UpgradePhase {
@@ -293,6 +356,22 @@ pub enum Event {
         took: Duration,
     },
     SessionNotFound {
+        session: SessionId,
+        reason: NotFound,
+    },
+    /// A client wanted something of a session that it may not see.
+    Denied {
+        connection: ConnectionId,
+        /// The name of who it has proved to be.
+        principal: Option<Arc<str>>,
+        method: Arc<str>,
+        session: SessionId,
+        reason: Denial,
+    },
+    /// A frame of a backend was kept from a client that may not hear what it is about.
+    Withheld {
+        connection: ConnectionId,
+        /// `not_attached`, `no_session`
         reason: &'static str,
     },
     BackendHealth {

@@ -24,6 +24,7 @@ pub mod reply;
 pub mod ring;
 pub mod route;
 pub mod scan;
+pub mod sharing;
 pub mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{directory::Standing, id::ConnectionId, snapshot::AdminState};
+use super::{directory::Standing, id::ConnectionId, identity::Person, snapshot::AdminState};
 
 /// The versions of this protocol that are spoken here, best first.
 pub const VERSIONS: [u32; 1] = [1];
@@ -61,6 +61,30 @@ impl From<Stands> for Standing {
     }
 }
 
+/// Whose a session is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Whose {
+    /// Of which realm.
+    pub realm: String,
+    /// Which user of it.
+    pub user: String,
+}
+
+impl From<&Person> for Whose {
+    fn from(person: &Person) -> Self {
+        Self {
+            realm: person.realm.to_string(),
+            user: person.user.to_string(),
+        }
+    }
+}
+
+impl From<&Whose> for Person {
+    fn from(whose: &Whose) -> Self {
+        Self::new(&whose.realm, &whose.user)
+    }
+}
+
 /// What one process holds of a session.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Held {
@@ -77,6 +101,9 @@ pub struct Held {
     /// The backend whose disk has it (separate disks only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<String>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whose: Option<Whose>,
 }
 
 /// What is remembered of a session that may be open nowhere.
@@ -97,6 +124,9 @@ pub struct Remembered {
     /// How long ago it was heard of last.
     #[serde(default)]
     pub idle_ms: u64,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whose: Option<Whose>,
 }
 
 /// What a secondary asks the primary about a session.
@@ -107,6 +137,9 @@ pub enum Question {
     Claim {
         /// Where it would be opened.
         want: String,
+        /// Whose it is from now on, if it is nobody's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whose: Option<Whose>,
     },
     /// It is lost there: may it move?
     Reown {
@@ -121,7 +154,7 @@ impl Question {
     /// The backend that the one who asks would open it on.
     pub fn want(&self) -> &str {
         match self {
-            Self::Claim { want } => want,
+            Self::Claim { want, .. } => want,
             Self::Reown { to, .. } => to,
         }
     }
@@ -256,8 +289,11 @@ pub enum Message {
     Answer {
         /// Of the question.
         id: u64,
-        /// Who owns the session now.
+        /// Which backend owns the session now.
         owner: String,
+        /// Whose it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whose: Option<Whose>,
     },
     /// The primary ends: everybody ends.
     Drain,

@@ -7,6 +7,7 @@ use std::{fmt, sync::Arc, time::SystemTime};
 use serde::Serialize;
 
 use super::{
+    event::NotFound,
     id::{BackendName, SessionId},
     locate::Refusal,
 };
@@ -40,6 +41,26 @@ pub enum ProxyError {
         session: Option<SessionId>,
         /// What stands in the way.
         why: Refusal,
+    },
+    /// There is no such session, or none that the client may see. Never said in these words, but in
+    /// those of the method for a session that it does not know.
+    #[error("Session not found for sessionId: {}", Quote(.session.as_str()))]
+    Unseen {
+        /// The session.
+        session: SessionId,
+        /// For operators.
+        why: NotFound,
+    },
+    /// A client that shares a session wants to change it for the others.
+    #[error(
+        "{} is not allowed through this proxy: the session is shared with you, and {}",
+        Quote(.method), not_for_members(.fields)
+    )]
+    NotForMembers {
+        /// The method.
+        method: String,
+        /// The params that change something; none if the method as such does.
+        fields: Vec<String>,
     },
     /// The backend went away with this call in flight.
     #[error(
@@ -196,14 +217,16 @@ impl ProxyError {
             Self::BackendLost { .. } => -32011,
             Self::SessionBusy { .. } => -32012,
             Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => -32013,
-            Self::MethodDenied { .. } | Self::ParamDenied { .. } => -32014,
+            Self::MethodDenied { .. } | Self::ParamDenied { .. } | Self::NotForMembers { .. } => {
+                -32014
+            }
             Self::Draining => -32015,
             Self::Cancelled => -32800,
             Self::Parse(_) => -32700,
             Self::InvalidRequest(_) => -32600,
             Self::MethodNotFound { .. } | Self::MethodUnlisted { .. } => -32601,
             Self::InvalidParams(_) => -32602,
-            Self::Failed { .. } | Self::ProviderLeft { .. } => -32603,
+            Self::Failed { .. } | Self::ProviderLeft { .. } | Self::Unseen { .. } => -32603,
             Self::AuthenticationRequired => -32001,
             Self::AuthenticationFailed => -32002,
             Self::AuthenticationNotConfigured => -32003,
@@ -217,14 +240,18 @@ impl ProxyError {
             Self::BackendLost { .. } => "BACKEND_LOST",
             Self::SessionBusy { .. } => "SESSION_BUSY",
             Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => "LIMIT_EXCEEDED",
-            Self::MethodDenied { .. } | Self::ParamDenied { .. } => "METHOD_DENIED",
+            Self::MethodDenied { .. } | Self::ParamDenied { .. } | Self::NotForMembers { .. } => {
+                "METHOD_DENIED"
+            }
             Self::Draining => "DRAINING",
             Self::Cancelled => "CANCELLED",
             Self::Parse(_) => "PARSE_ERROR",
             Self::InvalidRequest(_) => "INVALID_REQUEST",
             Self::MethodNotFound { .. } | Self::MethodUnlisted { .. } => "METHOD_NOT_FOUND",
             Self::InvalidParams(_) => "INVALID_PARAMS",
-            Self::Failed { .. } | Self::ProviderLeft { .. } => "INTERNAL_ERROR",
+            Self::Failed { .. } | Self::ProviderLeft { .. } | Self::Unseen { .. } => {
+                "INTERNAL_ERROR"
+            }
             Self::AuthenticationRequired => "AUTHENTICATION_REQUIRED",
             Self::AuthenticationFailed => "AUTHENTICATION_FAILED",
             Self::AuthenticationNotConfigured => "AUTHENTICATION_NOT_CONFIGURED",
@@ -243,6 +270,8 @@ impl ProxyError {
             Self::BackendLost { .. }
             | Self::MethodDenied { .. }
             | Self::ParamDenied { .. }
+            | Self::NotForMembers { .. }
+            | Self::Unseen { .. }
             | Self::Cancelled
             | Self::Parse(_)
             | Self::InvalidRequest(_)
@@ -356,6 +385,8 @@ pub enum LostBy {
     Stalled,
     /// Its session is not open any more where it ran: closed by somebody else, or by the backend.
     Closed,
+    /// Its client may not use the session any more.
+    Forbidden,
     /// Who it ran for is nobody any more, and the time for its last turns was over.
     Revoked,
 }
@@ -385,6 +416,10 @@ pub fn turn_lost(
         LostBy::Stalled => (
             "TURN_STALLED",
             "This turn had no event for sessions.turn_stall and was ended".to_owned(),
+        ),
+        LostBy::Forbidden => (
+            "SESSION_CLOSED",
+            "The session is not available to this client any more".to_owned(),
         ),
         LostBy::Shutdown => (
             "DRAINING",
@@ -635,6 +670,25 @@ fn unavailable(session: Option<&SessionId>, backend: Option<&BackendName>) -> St
             "No backend is available; try again, or look at `taxiway status`".to_owned()
         }
     }
+}
+
+/// Params named in one message.
+const FIELDS: usize = 8;
+
+fn not_for_members(fields: &[String]) -> String {
+    if fields.is_empty() {
+        return "this is for the one whose it is".to_owned();
+    }
+    let named: Vec<String> = fields
+        .iter()
+        .take(FIELDS)
+        .map(|field| Quote(field).to_string())
+        .collect();
+    let more = if fields.len() > FIELDS { ", …" } else { "" };
+    format!(
+        "only the one whose it is may say {}{more}; leave that out",
+        named.join(", ")
+    )
 }
 
 /// A peer's text cut to a bounded length at a character boundary.

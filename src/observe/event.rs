@@ -50,7 +50,9 @@ impl Observer {
             }
             Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
             Event::CreateExisting { action, .. } => metrics.session_create_existing(action),
-            Event::SessionNotFound { reason } => metrics.session_not_found(reason),
+            Event::SessionNotFound { reason, .. } => metrics.session_not_found(reason.label()),
+            Event::Denied { reason, .. } => metrics.access_denied(reason.label()),
+            Event::Withheld { reason, .. } => metrics.frame_withheld(reason),
             Event::SessionParked { .. } => metrics.session_parked(),
             Event::ParkedEnded { result, .. } => metrics.parked_ended(result.label()),
             Event::SessionReopened { result, .. } => metrics.failover(result.label()),
@@ -271,11 +273,34 @@ impl Observer {
                 action,
                 "session"
             ),
-            Event::SessionNotFound { reason } => debug!(
+            Event::SessionNotFound { session, reason } => debug!(
                 target: "taxiway",
+                session = self.identity(session.as_str()),
                 what = "not found",
-                reason,
+                reason = reason.label(),
                 "session"
+            ),
+            Event::Denied {
+                connection,
+                principal,
+                method,
+                session,
+                reason,
+            } => warn!(
+                target: "taxiway",
+                connection = connection.0,
+                principal = self.identity(principal.as_deref().unwrap_or_default()),
+                method = clip(method),
+                session = self.identity(session.as_str()),
+                reason = reason.label(),
+                "denied"
+            ),
+            Event::Withheld { connection, reason } => debug!(
+                target: "taxiway",
+                connection = connection.0,
+                what = "withheld",
+                reason,
+                "connection"
             ),
             Event::BackendHealth { .. }
             | Event::BackendAdmin { .. }
@@ -615,6 +640,8 @@ fn write_backend(event: &Event) {
         | Event::SessionReopened { .. }
         | Event::TurnStalled { .. }
         | Event::SessionNotFound { .. }
+        | Event::Denied { .. }
+        | Event::Withheld { .. }
         | Event::SessionParked { .. }
         | Event::ParkedEnded { .. }
         | Event::Reload { .. }

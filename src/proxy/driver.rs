@@ -5,6 +5,7 @@
 //! other task. Bytes are read into a buffer that all connections of a thread share, and a run of
 //! frames that pass unchanged is written from there; an idle connection owns no buffer.
 
+mod ears;
 mod judging;
 mod mail;
 mod parting;
@@ -27,6 +28,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{net::TcpStream, time::Sleep};
 
 use self::{
+    ears::Ears,
     searches::Searches,
     upstreams::{End, Upstream},
 };
@@ -100,6 +102,7 @@ pub struct Driver {
     said_closed: bool,
     error_lines: ErrorLines,
     searches: Searches,
+    ears: Ears,
     /// One for each session that is being opened again.
     permits: HashMap<SessionId, Permit>,
     /// What proved who the client is.
@@ -139,6 +142,7 @@ impl Driver {
             said_closed: false,
             error_lines: ErrorLines::default(),
             searches: Searches::default(),
+            ears: Ears::default(),
             permits: HashMap::new(),
             proved: None,
             rejudge: false,
@@ -207,6 +211,9 @@ impl Driver {
             if std::mem::take(&mut self.rejudge) {
                 self.judge_again(now, &snapshot, task);
                 progress = true;
+            }
+            if std::mem::take(&mut self.ears.rejudges) {
+                self.rejudge(now, &snapshot, task);
             }
             progress |= self.poll_mailbox(now, &snapshot, task);
             progress |= self.poll_work(now, &snapshot, task);
@@ -373,7 +380,7 @@ impl Driver {
                 }
             }
             Output::Adopt { session, backend } => {
-                store.lock().claim(cx.now, &session, &backend, self.id);
+                self.adopt(cx, &session, &backend);
             }
             Output::Closed { session, backend } => {
                 let mut directory = store.lock();
@@ -383,6 +390,11 @@ impl Driver {
             Output::History { session, backend } => {
                 store.lock().learn_history(cx.now, &session, &backend);
             }
+            Output::Forked {
+                source,
+                copy,
+                backend,
+            } => self.forked(cx, &source, &copy, &backend),
             Output::TurnBegan(session) => {
                 store.lock().begin_turn(session.as_str(), self.id);
             }
@@ -390,12 +402,9 @@ impl Driver {
                 let session = record.session.as_str();
                 let reports = store.lock().end_turn(session, self.id, mark);
                 if reports {
+                    record.user = self.user_of(cx.now, session);
                     let principal = self.mux.principal();
                     record.principal = principal.map(|principal| principal.name.clone());
-                    let by_id = self.rules.mux.access.user_of(record.session.as_str());
-                    record.user = by_id
-                        .map(Arc::<str>::from)
-                        .or_else(|| principal.map(|principal| principal.user.clone()));
                     observer.record(&Event::Turn(record));
                 }
             }
@@ -415,7 +424,7 @@ impl Driver {
             } => {
                 observer.metrics().call(class, outcome, took);
             }
-            Output::Event(event) => {
+            Output::Event(mut event) => {
                 if let Event::Placement {
                     backend, reason, ..
                 } = &event
@@ -423,13 +432,9 @@ impl Driver {
                 {
                     observer.metrics().backend(backend).session_opened();
                 }
-                if let Event::ErrorAnswered { code, .. } = &event
-                    && !(self.error_lines.admit(cx.now) && self.may_log_error(cx, *code))
-                {
-                    observer.metrics().error(*code);
-                    return;
+                if self.admits(cx, &mut event) {
+                    self.shared.observer.record(&event);
                 }
-                observer.record(&event);
             }
             Output::Tell { to, note } => self.tell(cx, to, note),
             Output::Park { reason, sessions } => self.park(reason, &sessions),
@@ -469,6 +474,7 @@ impl Driver {
             && let Poll::Ready(Some(done)) = self.work.poll_next_unpin(task)
         {
             progress = true;
+            self.ears.rejudges |= self.ears.unsettled;
             match done {
                 Done::Connected(slot, Ok(socket)) => {
                     self.upstream_connected(now, snapshot, task, slot, socket);

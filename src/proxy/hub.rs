@@ -18,6 +18,7 @@ use futures_util::task::AtomicWaker;
 
 use crate::core::{
     id::{BackendName, ConnectionId, SessionId},
+    identity::Person,
     mux::{Freeze, Note},
 };
 
@@ -28,7 +29,9 @@ const MAILBOX: usize = 1024;
 #[derive(Clone, Debug)]
 pub enum Message {
     /// A framed `session.lifecycle`.
-    Lifecycle(Bytes),
+    Lifecycle(News),
+    /// This session, which was nobody's, is this person's.
+    Owned(SessionId, Arc<Person>),
     /// A provider's request (body) under this token.
     ProviderRequest {
         /// Comes back with the answer.
@@ -60,6 +63,17 @@ pub enum Message {
     Shutdown,
 }
 
+/// A `session.lifecycle` notification.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// What it is about.
+    pub session: SessionId,
+    /// Whose that is, as far as anybody knew when it came.
+    pub person: Option<Arc<Person>>,
+    /// The whole frame.
+    pub frame: Bytes,
+}
+
 /// Where one connection's messages wait.
 #[derive(Debug, Default)]
 pub struct Mailbox {
@@ -75,7 +89,8 @@ impl Mailbox {
     fn push(&self, message: Message) {
         {
             let mut queue = self.queue();
-            if matches!(message, Message::Lifecycle(_)) && queue.len() >= MAILBOX {
+            let is_news = matches!(message, Message::Lifecycle(_) | Message::Owned(..));
+            if is_news && queue.len() >= MAILBOX {
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 return;
             }
@@ -207,7 +222,11 @@ mod tests {
         let hub = Hub::default();
         let mailbox = hub.join(ConnectionId(1));
         for _ in 0..=MAILBOX {
-            hub.publish(&Message::Lifecycle(Bytes::from_static(b"x")));
+            hub.publish(&Message::Lifecycle(News {
+                session: SessionId::from("s"),
+                person: None,
+                frame: Bytes::from_static(b"x"),
+            }));
         }
         hub.publish(&Message::Drain);
         assert_eq!(mailbox.poll_lost(), 1);

@@ -10,11 +10,14 @@ use futures_util::future::join_all;
 
 use super::{
     Rules, Shared,
+    hub::Message,
     pacer::Permit,
     port::{Answer, Boxed},
+    sight::{self, Sight},
 };
 use crate::core::{
-    directory::Claim,
+    access::Relation,
+    directory::{Claim, Known},
     event::PlacementReason,
     id::{BackendName, ConnectionId, SessionId},
     locate::{self, Destination, Findings, Purpose, Refusal, Return, Step},
@@ -61,6 +64,12 @@ pub(super) fn locate(
     connection: ConnectionId,
     question: &Locate,
 ) -> Locating {
+    let sight = Sight::new(rules, question.principal.as_ref());
+    for session in &question.also {
+        if let Err(denial) = sight.of(shared, session.as_str()) {
+            return Locating::Done(Err(sight::denied(session, denial)));
+        }
+    }
     let snapshot = candidates(shared, question.purpose, &question.avoid);
     let Some(session) = question.session.clone() else {
         return Locating::Done(place_anew(shared, rules, connection, question, &snapshot));
@@ -71,7 +80,9 @@ pub(super) fn locate(
         connection,
         session,
         purpose: question.purpose,
+        returns: question.purpose == Purpose::Reopen,
         avoid: question.avoid.clone(),
+        sight,
     };
     if question.purpose == Purpose::Reopen {
         return Locating::Asking(Box::pin(search.reopen()));
@@ -99,20 +110,24 @@ struct Search {
     connection: ConnectionId,
     session: SessionId,
     purpose: Purpose,
+    /// It is opened again for a client that had it.
+    returns: bool,
     avoid: Vec<BackendName>,
+    sight: Sight,
 }
 
 impl Search {
     /// What can be said at once, else what to do about it.
     fn first(&self, snapshot: &Snapshot) -> Result<Next, Outcome> {
         let known = self.shared.store.known(self.session.as_str());
+        self.sight.at_first(&self.session, &known).map_err(Err)?;
         match locate::first(self.purpose, &known, snapshot) {
             Step::Refuse(why) => self.refuse_or_wait(snapshot, why),
             Step::Go(destination) if self.purpose == Purpose::Delete => {
                 Ok(Next::Ask(vec![destination.backend]))
             }
             Step::Go(destination) if self.purpose.attaches() => Ok(Next::Claim(destination)),
-            Step::Go(destination) => Err(Ok(located(destination))),
+            Step::Go(destination) => Err(Ok(self.located(destination))),
             Step::Ask(backends) => Ok(Next::Ask(backends)),
         }
     }
@@ -155,6 +170,9 @@ impl Search {
             let known = self.shared.store.known(self.session.as_str());
             if known.deleted {
                 let error = ProxyError::session_not_found("session.resume", self.session.as_str());
+                return Found::from(Err(error));
+            }
+            if let Err(error) = self.sight.at_first(&self.session, &known) {
                 return Found::from(Err(error));
             }
             let decision = locate::reopen(&known, &snapshot);
@@ -226,6 +244,7 @@ impl Search {
                             reason,
                             has_history: false,
                             parked: None,
+                            relation: self.relation(),
                         };
                         return Found {
                             outcome: Ok(found),
@@ -285,11 +304,56 @@ impl Search {
             reason,
             has_history: false,
             parked: None,
+            relation: self.relation(),
         })
     }
 
+    /// How the client stands to a session that it was found to see.
+    fn relation(&self) -> Relation {
+        let judged = self.sight.of(&self.shared, self.session.as_str());
+        // Between the two looks it may have been given to somebody: then the least is granted.
+        judged.unwrap_or(Relation::Member)
+    }
+
+    fn located(&self, destination: Destination) -> Located {
+        let Destination {
+            backend,
+            reason,
+            has_history,
+        } = destination;
+        Located {
+            backend,
+            reason,
+            has_history,
+            parked: None,
+            relation: self.relation(),
+        }
+    }
+
+    /// Whether who asks may have a session of which the asked backends said this. One that is not
+    /// there is nowhere to be sent to: somebody else might make it before the call arrives.
+    fn judge(&self, known: &Known, findings: &Findings) -> Result<(), ProxyError> {
+        if !self.sight.is_guarded() || known.person.is_some() {
+            return Ok(());
+        }
+        let found = findings.open_at.is_some() || !findings.on_disk.is_empty();
+        let exists = found || sight::exists(known);
+        if exists || self.purpose == Purpose::Create {
+            let judged = self.sight.judge(self.session.as_str(), None, exists);
+            return judged
+                .map(drop)
+                .map_err(|denial| sight::denied(&self.session, denial));
+        }
+        if self.returns || !findings.silent.is_empty() {
+            return Ok(());
+        }
+        Err(sight::unknown(&self.session, known))
+    }
+
     fn place(&self, snapshot: &Snapshot) -> Option<(BackendName, PlacementReason)> {
-        let key = self.rules.key_of(self.session.as_str());
+        let key = self
+            .rules
+            .key_of(self.session.as_str(), self.sight.principal());
         self.shared.store.place(self.rules.policy, key, snapshot)
     }
 
@@ -300,7 +364,12 @@ impl Search {
             // While we asked, another client may have opened it.
             findings.open_at = shared.store.known(session.as_str()).owner;
         }
+        self.sight
+            .at_first(session, &shared.store.known(session.as_str()))
+            .and_then(|_| self.judge(&shared.store.known(session.as_str()), &findings))
+            .map_err(Err)?;
         if self.purpose == Purpose::Delete
+            && self.relation() != Relation::Member
             && let Some(owner) = &findings.open_at
         {
             // Closed where it is open first, so that nobody writes to what is being removed.
@@ -315,7 +384,7 @@ impl Search {
         let snapshot = candidates(shared, self.purpose, &self.avoid);
         let known = shared.store.known(session.as_str());
         let place = || {
-            let key = self.rules.key_of(session.as_str());
+            let key = self.rules.key_of(session.as_str(), self.sight.principal());
             shared.store.place(self.rules.policy, key, &snapshot)
         };
         // While we asked, another client may have opened it here.
@@ -337,7 +406,7 @@ impl Search {
                     let mut directory = shared.store.lock();
                     directory.learn_history(Instant::now(), session, backend);
                 }
-                Err(Ok(located(destination)))
+                Err(Ok(self.located(destination)))
             }
             Err(why) => self.refuse_or_wait(&snapshot, why),
         }
@@ -402,8 +471,30 @@ impl Search {
     fn parked_at(&self, backend: &BackendName) -> Option<ConnectionId> {
         let known = self.shared.store.known(self.session.as_str());
         let there = known.owner.as_ref() == Some(backend);
-        let takes = there && self.purpose != Purpose::Reopen;
+        // What a client has left in a turn is not for those who share the session with it.
+        let takes = there && self.purpose != Purpose::Reopen && self.relation() != Relation::Member;
         known.parked.filter(|_| takes)
+    }
+
+    /// The session was claimed: whose is it now? Two clients that create one at a time may both have
+    /// been told that they may, but only the first of them has it.
+    fn confirm(&self, was_unowned: bool) -> Result<Relation, ProxyError> {
+        let (shared, session) = (&self.shared, &self.session);
+        let judged = self.sight.of(shared, session.as_str());
+        match judged {
+            Ok(relation) => {
+                let person = shared.store.known(session.as_str()).person;
+                if let Some(person) = person.filter(|_| was_unowned) {
+                    shared.hub.publish(&Message::Owned(session.clone(), person));
+                }
+                Ok(relation)
+            }
+            Err(denial) => {
+                let mut directory = shared.store.lock();
+                directory.release(Instant::now(), session.as_str(), self.connection);
+                Err(sight::denied(session, denial))
+            }
+        }
     }
 
     /// Counts this connection at the destination, or where somebody else was faster.
@@ -420,18 +511,23 @@ impl Search {
             let why = Refusal::Unprepared(destination.backend);
             return Err(Err(refused(Some(session), why)));
         }
-        let mut found = located(destination);
+        let mut found = self.located(destination);
         if found.has_history {
             let mut directory = shared.store.lock();
             directory.learn_history(Instant::now(), session, &found.backend);
         }
         // Before asking, so that no change is missed.
         let mut changes = shared.store.changes();
+        let before = shared.store.known(session.as_str()).person;
+        let person = self.sight.person_for(session);
         let claim = shared
             .store
-            .claim(session, &found.backend, self.connection)
+            .claim_for(session, &found.backend, self.connection, person.as_ref())
             .await;
         let claim = claim.map_err(|_| Err(refused(Some(session), Refusal::Unconfirmed)))?;
+        if claim != Claim::Moving {
+            found.relation = self.confirm(before.is_none()).map_err(Err)?;
+        }
         match claim {
             Claim::Granted => {
                 found.parked = self.parked_at(&found.backend);
@@ -453,20 +549,6 @@ impl Search {
                 self.first(&candidates(shared, self.purpose, &self.avoid))
             }
         }
-    }
-}
-
-fn located(destination: Destination) -> Located {
-    let Destination {
-        backend,
-        reason,
-        has_history,
-    } = destination;
-    Located {
-        backend,
-        reason,
-        has_history,
-        parked: None,
     }
 }
 
@@ -519,22 +601,21 @@ fn place_anew(
 ) -> Outcome {
     // No session to hash: the connection and the ticket spread them.
     let key = format!("{connection}/{}", question.ticket);
-    let placed = shared
-        .store
-        .place(rules.policy, &key, snapshot)
-        .or_else(|| {
-            // Calls that any backend may serve can do with one that only takes no new sessions.
-            (question.purpose == Purpose::Use)
-                .then(|| snapshot.backends.iter().find(|b| b.is_usable()))
-                .flatten()
-                .map(|b| (b.name.clone(), PlacementReason::LeastLoaded))
-        });
+    let key = rules.key_of(&key, question.principal.as_deref());
+    let placed = shared.store.place(rules.policy, key, snapshot).or_else(|| {
+        // Calls that any backend may serve can do with one that only takes no new sessions.
+        (question.purpose == Purpose::Use)
+            .then(|| snapshot.backends.iter().find(|b| b.is_usable()))
+            .flatten()
+            .map(|b| (b.name.clone(), PlacementReason::LeastLoaded))
+    });
     let (backend, reason) = placed.ok_or_else(|| refused(None, Refusal::NoBackend))?;
     Ok(Located {
         backend,
         reason,
         has_history: false,
         parked: None,
+        relation: Relation::Anybody,
     })
 }
 

@@ -15,6 +15,7 @@ pub mod providers;
 mod readbuf;
 mod relay;
 mod services;
+mod sight;
 mod socket;
 
 use std::sync::Arc;
@@ -25,7 +26,14 @@ pub use self::{
     doorman::Doorman, hub::Hub, mover::Moves, pacer::Pacer, port::Pool, providers::Providers,
 };
 use crate::{
-    core::{balance::Policy, credential::Principals, event::Event, locate, mux::Settings},
+    core::{
+        balance::Policy,
+        credential::Principals,
+        event::Event,
+        identity::{Principal, Role},
+        locate,
+        mux::Settings,
+    },
     observe::Observer,
     store::Store,
 };
@@ -91,12 +99,15 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// What sticky placement hashes for this session.
-    pub fn key_of<'a>(&self, session: &'a str) -> &'a str {
-        let user = self
-            .key_is_user
-            .then(|| self.mux.access.user_of(session))
-            .flatten();
-        locate::routing_key(user, session)
+    /// What sticky placement hashes for this session, or for a new one under this id: the user that
+    /// opens it for himself, else the one that the id names, else the id.
+    pub fn key_of<'a>(&self, session: &'a str, opener: Option<&'a Principal>) -> &'a str {
+        let user = self.key_is_user.then(|| {
+            let himself = opener.filter(|opener| opener.role == Role::User);
+            himself
+                .map(|opener| &*opener.user)
+                .or_else(|| self.mux.access.user_of(session))
+        });
+        locate::routing_key(user.flatten(), session)
     }
 }

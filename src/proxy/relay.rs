@@ -439,7 +439,7 @@ impl<'a> Front<'a> {
         };
         if let Some(session) = &head.session {
             let session = session.get(body);
-            let key = self.rules.key_of(&session).to_owned();
+            let key = self.rules.key_of(&session, None).to_owned();
             return Some((key, Some(SessionId::from(&*session))));
         }
         let method = head

@@ -11,19 +11,25 @@ use serde_json::value::RawValue;
 use super::{
     Rules, Shared,
     port::{Answer, Boxed},
+    sight::Sight,
 };
 use crate::core::{
+    access::Relation,
     aggregate::{self, Failure, Known, Merged},
     id::{BackendName, ConnectionId, SessionId},
     locate::Refusal,
-    mux::{Serve, Served, Service},
+    mux::{Serve, Served, Service, is_session_id},
     reply::ProxyError,
-    route::{IdsArray, Spread},
+    route::{Aggregate, IdsArray, Spread},
     snapshot::{Mode, Snapshot},
 };
 
 /// Sessions that one call may list: their answers share the control connections of all clients.
 const MAX_IDS: usize = 1000;
+
+/// Where several users share servers.
+const PRUNES_ALL: &str = "it deletes by age, whosever sessions they are: ask for your own with \
+                          session.list, and delete them with sessions.bulkDelete";
 
 /// Starts to execute.
 pub(super) fn serve(
@@ -43,6 +49,7 @@ pub(super) fn serve(
     }
     let shared = shared.clone();
     let rules = rules.clone();
+    let sight = Sight::new(&rules, call.principal.as_ref());
     Box::pin(async move {
         let snapshot = shared.pool.snapshot();
         let params: Option<Box<RawValue>> = call
@@ -51,12 +58,23 @@ pub(super) fn serve(
             .and_then(|p| RawValue::from_string(p.to_owned()).ok());
         let params = params.as_deref();
         let merged = match call.service {
+            Service::Aggregate(Aggregate::PruneOld) if sight.is_guarded() => {
+                Merged::ProxyError(ProxyError::MethodDenied {
+                    method: call.method.clone(),
+                    reason: PRUNES_ALL,
+                })
+            }
             Service::Aggregate(kind) => {
-                let (method, asked) = aggregate::ask(kind, params);
+                let (method, mut asked) = aggregate::ask(kind, params);
+                if kind == Aggregate::NonEmptyIds && sight.is_guarded() {
+                    // The client's own must not be crowded out by others'.
+                    asked = "{}".to_owned();
+                }
                 let answers = all(&shared, &rules, &snapshot, Each::Disk, method, &asked).await;
                 let known = |backend: &BackendName| known_on(&shared, backend);
                 merge(&answers, |answers| {
-                    aggregate::merge(kind, params, answers, &known, &|_| true)
+                    let visible = |session: &str| sight.of(&shared, session).is_ok();
+                    aggregate::merge(kind, params, answers, &known, &visible)
                 })
             }
             Service::ServerWide(spread) => {
@@ -72,7 +90,15 @@ pub(super) fn serve(
                 })
             }
             Service::IdsArray(kind) => {
-                by_owner(&shared, &rules, &snapshot, kind, &call.method, params).await
+                by_owner(
+                    &shared,
+                    &sight,
+                    (&rules, &snapshot),
+                    kind,
+                    &call.method,
+                    params,
+                )
+                .await
             }
             Service::Provider(_) | Service::ByRequestId => {
                 Merged::ProxyError(ProxyError::Cancelled)
@@ -187,8 +213,8 @@ pub(super) fn merge(
 /// Splits by the owners of the sessions that are named, asks each for its own, joins.
 async fn by_owner(
     shared: &Shared,
-    rules: &Rules,
-    snapshot: &Snapshot,
+    sight: &Sight,
+    (rules, snapshot): (&Rules, &Snapshot),
     kind: IdsArray,
     method: &str,
     params: Option<&RawValue>,
@@ -197,7 +223,13 @@ async fn by_owner(
         let known = shared.store.known(session);
         known.owner.or(known.home)
     };
-    let split = aggregate::split(kind, params, &owner_of);
+    let visible = |session: &str| match sight.of(shared, session) {
+        // Who shares a session does not delete it.
+        Ok(relation) => kind != IdsArray::BulkDelete || relation != Relation::Member,
+        // What is no session's id a backend shall refuse in its own words.
+        Err(_) => !is_session_id(session),
+    };
+    let split = aggregate::split(kind, params, &owner_of, &visible);
     if split.len() > MAX_IDS {
         return Merged::ProxyError(ProxyError::LimitExceeded {
             limit: "sessions listed in one call",
@@ -217,8 +249,11 @@ async fn by_owner(
     let questions = split.parts().iter().map(|part| {
         let backend = part.backend.clone().unwrap_or_else(|| any.clone());
         let params = part.params.clone();
+        let unseen = part.unseen.clone();
         async move {
-            if usable(&backend) {
+            if let Some(answer) = unseen {
+                (backend, RawValue::from_string(answer).map_err(|_| None))
+            } else if usable(&backend) {
                 one(shared, rules, &backend, method, params).await
             } else {
                 (backend, Err(None))
@@ -227,23 +262,25 @@ async fn by_owner(
     });
     let answers = join_all(questions).await;
     if kind == IdsArray::BulkDelete {
-        forget_deleted(shared, &answers);
+        let asked = split.parts().iter().map(|part| part.unseen.is_none());
+        let asked = answers.iter().zip(asked).filter(|(_, asked)| *asked);
+        forget_deleted(shared, asked.map(|(answer, _)| answer));
     }
     merge(&answers, |answers| split.join(answers))
 }
 
 /// What `sessions.bulkDelete` says it has freed is gone.
-fn forget_deleted(shared: &Shared, answers: &Answers) {
+fn forget_deleted<'a>(
+    shared: &Shared,
+    answers: impl Iterator<Item = &'a (BackendName, Result<Box<RawValue>, Option<Box<RawValue>>>)>,
+) {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Freed {
         freed_bytes: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
     }
     let now = Instant::now();
-    for result in answers
-        .iter()
-        .filter_map(|(_, answer)| answer.as_ref().ok())
-    {
+    for result in answers.filter_map(|(_, answer)| answer.as_ref().ok()) {
         let Ok(freed) = serde_json::from_str::<Freed>(result.get()) else {
             continue;
         };

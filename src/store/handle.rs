@@ -27,8 +27,9 @@ use crate::core::{
     directory::{Claim, Directory, Known},
     event::PlacementReason,
     id::{BackendName, ConnectionId, SessionId},
+    identity::Person,
     locate,
-    peer::Question,
+    peer::{Question, Whose},
     snapshot::{Mode, Snapshot},
 };
 
@@ -183,10 +184,32 @@ impl Store {
         want: &BackendName,
         holder: ConnectionId,
     ) -> Result<Claim, Unconfirmed> {
-        let decide =
-            |directory: &mut Directory| directory.claim(Instant::now(), session, want, holder);
+        self.claim_for(session, want, holder, None).await
+    }
+
+    /// The same for `person`, whose the session is from now on, unless it is somebody's already:
+    /// then it was claimed all the same, and whoever asks has to look whose it is.
+    ///
+    /// # Errors
+    /// Another process decides, and does not answer.
+    pub async fn claim_for(
+        &self,
+        session: &SessionId,
+        want: &BackendName,
+        holder: ConnectionId,
+        person: Option<&Person>,
+    ) -> Result<Claim, Unconfirmed> {
+        let decide = |directory: &mut Directory| {
+            let now = Instant::now();
+            let claim = directory.claim(now, session, want, holder);
+            if let Some(person) = person.filter(|_| claim != Claim::Moving) {
+                directory.belongs(now, session, person);
+            }
+            claim
+        };
         let question = Question::Claim {
             want: want.to_string(),
+            whose: person.map(Whose::from),
         };
         self.decide(session, question, holder, &decide).await
     }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,8 @@ use super::Store;
 use crate::core::{
     directory::{Claim, Directory, Saved},
     id::{BackendName, ConnectionId, SessionId},
-    peer::{self, Held, Instance, Message, Question, Remembered},
+    identity::Person,
+    peer::{self, Held, Instance, Message, Question, Remembered, Whose},
 };
 
 /// How long a claim waits for the process that decides: as long as that one may take to restart,
@@ -60,11 +61,14 @@ struct Talk {
     told: HashSet<SessionId, RandomState>,
 }
 
+/// The backend that owns a session, and whose the session is.
+type Decision = (BackendName, Option<Whose>);
+
 #[derive(Debug)]
 struct Asked {
     session: SessionId,
     question: Question,
-    answer: Option<oneshot::Sender<BackendName>>,
+    answer: Option<oneshot::Sender<Decision>>,
 }
 
 impl Link {
@@ -137,7 +141,9 @@ impl Store {
                 _ = seat.wait_for(|seat| *seat == Seat::Here) => None,
                 () = tokio::time::sleep_until(deadline) => return Err(Unconfirmed),
             };
-            let Some(owner) = decided else { continue };
+            let Some((owner, whose)) = decided else {
+                continue;
+            };
             if let Question::Reown { from, .. } = &question
                 && owner.as_str() == from
             {
@@ -146,6 +152,9 @@ impl Store {
             }
             let mut directory = self.lock();
             let obeyed = directory.obey(Instant::now(), session, &owner, holder);
+            if let Some(whose) = whose {
+                directory.obey_person(session, &Person::from(&whose));
+            }
             drop(directory);
             drop(waiting);
             return Ok(if obeyed == Claim::Moving {
@@ -162,7 +171,7 @@ impl Store {
         &self,
         session: &SessionId,
         question: &Question,
-    ) -> (Waiting<'_>, oneshot::Receiver<BackendName>) {
+    ) -> (Waiting<'_>, oneshot::Receiver<Decision>) {
         let link = &self.shared.link;
         let (tell, answer) = oneshot::channel();
         let mut talk = link.talk();
@@ -314,13 +323,13 @@ impl Store {
     }
 
     /// The process that decides has answered.
-    pub fn answered(&self, id: u64, owner: &str) {
+    pub fn answered(&self, id: u64, owner: &str, whose: Option<Whose>) {
         let mut talk = self.shared.link.talk();
         if let Some(asked) = talk.asked.get_mut(&id)
             && let Some(answer) = asked.answer.take()
         {
             // Who has asked may be gone.
-            let _gone = answer.send(BackendName::from(owner));
+            let _gone = answer.send((BackendName::from(owner), whose));
         }
     }
 
@@ -337,6 +346,10 @@ impl Store {
             idle: Duration::from_millis(remembered.idle_ms),
             // Told by itself.
             moved_from: Vec::new(),
+            person: remembered
+                .whose
+                .as_ref()
+                .map(|whose| Arc::new(Person::from(whose))),
         };
         let saved = (!empty).then_some(saved);
         self.lock()
@@ -364,7 +377,7 @@ impl Store {
         }
     }
 
-    /// The process that `holder` stands for asks. Gives the owner.
+    /// The process that `holder` stands for asks. Gives the owner, and whose it is.
     ///
     /// # Errors
     /// It is not decided here any more.
@@ -373,7 +386,7 @@ impl Store {
         holder: ConnectionId,
         session: &str,
         question: &Question,
-    ) -> Result<BackendName, Unconfirmed> {
+    ) -> Result<Decision, Unconfirmed> {
         if self.follows() {
             return Err(Unconfirmed);
         }
@@ -383,21 +396,31 @@ impl Store {
         for _ in 0..MOVE_LOOKS {
             let mut changes = self.changes();
             let claim = match question {
-                Question::Claim { .. } => self.claim(&session, &want, holder).await?,
+                Question::Claim { whose, .. } => {
+                    let person = whose.as_ref().map(Person::from);
+                    self.claim_for(&session, &want, holder, person.as_ref())
+                        .await?
+                }
                 Question::Reown { from, .. } => {
                     let from = BackendName::from(from.as_str());
                     self.reown(&session, &from, &want, holder).await?
                 }
             };
             match claim {
-                Claim::Granted => return Ok(want),
-                Claim::OwnedBy(owner) => return Ok(owner),
+                Claim::Granted => return Ok((want, self.whose(&session))),
+                Claim::OwnedBy(owner) => return Ok((owner, self.whose(&session))),
                 Claim::Moving => {
                     let _ended = tokio::time::timeout(MOVE_LOOK, changes.changed()).await;
                 }
             }
         }
         Err(Unconfirmed)
+    }
+
+    fn whose(&self, session: &SessionId) -> Option<Whose> {
+        let directory = self.lock();
+        let person = directory.person(Instant::now(), session.as_str());
+        person.map(|person| Whose::from(&**person))
     }
 
     /// The process that `holder` stands for has told everything that it holds: `said`. What it held
@@ -443,9 +466,89 @@ fn remembered(directory: &Directory, session: &SessionId) -> Message {
             has_history: saved.has_history,
             deleted_ms: saved.deleted.map(milliseconds),
             idle_ms: milliseconds(saved.idle),
+            whose: saved.person.as_deref().map(Whose::from),
         });
     Message::Remembers {
         session: session.to_string(),
         remembered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::snapshot::Mode;
+
+    /// One process says to another what it remembers and holds.
+    fn tell(from: &Store, to: &Store, holder: ConnectionId) {
+        let sessions = from.begin_to_tell();
+        let mut messages = from.remembered(&sessions);
+        messages.extend(from.hand_over(&[]).messages);
+        for message in messages {
+            // As it comes out of the line.
+            let text = serde_json::to_string(&message).unwrap();
+            let message = serde_json::from_str(&text).unwrap();
+            if let Message::Remembers {
+                session,
+                remembered,
+            } = message
+            {
+                to.learn_remembered(&session, remembered);
+            } else if let Message::Holds { session, held, .. } = message {
+                assert!(to.peer_holds(holder, &session, &held));
+            } else {
+                panic!("{message:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn whose_a_session_is_goes_over_to_the_next_process() {
+        let (older, newer) = (
+            Store::new(Mode::SharedStorage, 100),
+            Store::new(Mode::SharedStorage, 100),
+        );
+        let (ann, bob) = (Person::new("acme", "ann"), Person::new("acme", "bob"));
+        let (me, peer) = (ConnectionId(1), peer::holder(1));
+        let (open, closed) = (SessionId::from("open"), SessionId::from("closed"));
+        let backend = BackendName::from("b");
+        for (session, person) in [(&open, &ann), (&closed, &bob)] {
+            let claim = older.claim_for(session, &backend, me, Some(person)).await;
+            assert_eq!(claim, Ok(Claim::Granted));
+        }
+        older.lock().release(Instant::now(), "closed", me);
+        tell(&older, &newer, peer);
+        let known = |store: &Store, session: &SessionId| store.known(session.as_str()).person;
+        assert_eq!(known(&newer, &open).as_deref(), Some(&ann));
+        assert_eq!(known(&newer, &closed).as_deref(), Some(&bob));
+
+        // The newer one decides whose it is; the older one, which asks, obeys.
+        let fresh = SessionId::from("fresh");
+        let claim = newer.claim_for(&fresh, &backend, ConnectionId(9), Some(&bob));
+        assert_eq!(claim.await, Ok(Claim::Granted));
+        let asking = older.claim_for(&fresh, &backend, me, Some(&ann));
+        let answering = async {
+            loop {
+                older.lines_wait().await;
+                for line in older.lines() {
+                    if let Message::Ask {
+                        id,
+                        session,
+                        question,
+                    } = line
+                    {
+                        let decided = newer.peer_asks(peer, &session, &question).await;
+                        let (owner, whose) = decided.unwrap();
+                        older.answered(id, owner.as_str(), whose);
+                    }
+                }
+            }
+        };
+        let claim = tokio::select! {
+            claim = asking => claim,
+            () = answering => unreachable!("it goes on"),
+        };
+        assert_eq!(claim, Ok(Claim::Granted));
+        assert_eq!(known(&older, &fresh).as_deref(), Some(&bob));
     }
 }

@@ -36,3 +36,4 @@ mod reload;
 mod stop;
 mod store;
 mod upgrade;
+mod users;

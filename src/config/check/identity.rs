@@ -112,7 +112,6 @@ impl Check<'_> {
                  `token_file`, `tls_name`"
             ));
         }
-        let [allow, deny] = self.methods(table);
         let principal = Principal {
             user: Arc::from(name.as_str()),
             name: Arc::from(name),
@@ -120,8 +119,8 @@ impl Check<'_> {
             realm: Arc::from(realm),
             groups: arcs(table, "groups"),
             expires: None,
-            allow,
-            deny,
+            allow: self.methods(table, "allow"),
+            deny: self.methods(table, "deny"),
             caps: Caps::default(),
         };
         Some(Entry {
@@ -177,13 +176,23 @@ impl Check<'_> {
         }
     }
 
-    /// The lists of methods of one principal or issuer: those allowed, and those denied.
-    fn methods(&mut self, table: &Table) -> [Vec<Arc<str>>; 2] {
-        let keys = ["allow", "deny"];
-        let [allow, deny] = keys.map(|key| arcs(table, key));
-        let spans = keys.map(|key| table.sound(key).cloned());
-        self.method_lists(table.name(), [&allow, &deny], &spans);
-        [allow, deny]
+    fn methods(&mut self, table: &Table, key: &str) -> Vec<Arc<str>> {
+        let good = |method: &str| {
+            let name = method.strip_suffix('*').unwrap_or(method);
+            name.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-$/".contains(&b))
+        };
+        let methods = table.words_or_none(key).unwrap_or_default();
+        if let (Some(bad), Some(span)) = (methods.iter().find(|m| !good(m)), table.sound(key)) {
+            let message = format!("{}: {bad:?} is no method", table.full_name(key));
+            self.report
+                .error(span, message)
+                .help("a whole name, as in \"session.shell.exec\", or a prefix, as in \"mcp.*\"");
+        }
+        methods
+            .iter()
+            .map(|method| Arc::from(method.as_str()))
+            .collect()
     }
 
     /// `tokens_file`.
@@ -290,7 +299,6 @@ impl Check<'_> {
                 }
             }
             let realm = table.text("realm").unwrap_or_else(|| name.clone());
-            let [allow, deny] = self.methods(table);
             files.push(IssuerFiles {
                 keys: table.words_or_none("key_file").unwrap_or_default(),
                 key_set: table.text("jwks_file"),
@@ -309,8 +317,8 @@ impl Check<'_> {
                     realm_claim: table.text("realm_claim"),
                     role: role(table),
                     leeway: table.duration("leeway"),
-                    allow,
-                    deny,
+                    allow: self.methods(table, "allow"),
+                    deny: self.methods(table, "deny"),
                 },
                 keys,
             });

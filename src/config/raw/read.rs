@@ -94,6 +94,21 @@ pub(super) fn read(kind: &Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
                 Some(words) => Ok(Value::Words(words)),
             }
         }
+        (Kind::Names, DeValue::Array(items)) => {
+            let words = items
+                .iter()
+                .map(|item| item.get_ref().as_str().map(str::to_owned));
+            let words = words.collect::<Option<Vec<_>>>().ok_or_else(|| {
+                Fault::new("expected a list of names", "not only strings in here")
+            })?;
+            match words.iter().find(|word| !is_name(word)) {
+                None => Ok(Value::Words(words)),
+                Some(word) => Err(Fault::new(
+                    format!("{word:?} is no name"),
+                    "letters, digits, `.` `_` `$` `/` `-` and `*`",
+                )),
+            }
+        }
         (Kind::Several(inner), DeValue::Array(items)) => {
             let words = items.iter().map(|item| {
                 let read = item.get_ref().as_str().and_then(|text| {
@@ -111,21 +126,6 @@ pub(super) fn read(kind: &Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
                 return Err(Fault::new("is empty", "nothing in here"));
             }
             Ok(Value::Words(words))
-        }
-        (Kind::Names, DeValue::Array(items)) => {
-            let words = items
-                .iter()
-                .map(|item| item.get_ref().as_str().map(str::to_owned));
-            let words = words.collect::<Option<Vec<_>>>().ok_or_else(|| {
-                Fault::new("expected a list of names", "not only strings in here")
-            })?;
-            match words.iter().find(|word| !is_name(word)) {
-                None => Ok(Value::Words(words)),
-                Some(word) => Err(Fault::new(
-                    format!("{word:?} is no name"),
-                    "letters, digits, `.` `_` `$` `/` `-` and `*`",
-                )),
-            }
         }
         (Kind::Duration { .. }, DeValue::Integer(n)) => {
             Err(Fault::new("a duration needs its unit", "of what?")
@@ -173,8 +173,8 @@ fn plain_name(kind: &Kind) -> String {
         Kind::Hash => "64 hexadecimal digits in quotes",
         Kind::Several(inner) => return format!("{}, or a list of such", plain_name(inner)),
         Kind::Words => "a list of strings",
-        Kind::Tables => "tables",
         Kind::Names => "a list of names",
+        Kind::Tables => "tables",
         Kind::NotBuilt => "nothing",
     };
     name.to_owned()
@@ -250,8 +250,8 @@ fn read_text(kind: &Kind, text: &str) -> Option<Result<Value, Fault>> {
         | Kind::Number { .. }
         | Kind::Flag
         | Kind::Words
-        | Kind::Tables
         | Kind::Names
+        | Kind::Tables
         | Kind::NotBuilt => return None,
     })
 }

@@ -219,8 +219,8 @@ fn what_is_wrong_is_said() {
             &["must be one of \"user\", \"service\""],
         ),
         (
-            principal("name = \"a\"\ntoken_env = \"ANN\"\ndeny = [\"*.x y\"]"),
-            &["is no name"],
+            principal("name = \"a\"\ntoken_env = \"ANN\"\ndeny = \"*.x y\""),
+            &["is no method"],
         ),
         (
             format!(

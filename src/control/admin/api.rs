@@ -190,7 +190,9 @@ impl Desk {
                 Err(message) => reply::bad_request(&message),
             },
             Route::Explain(session) => {
-                reply::json(StatusCode::OK, &self.backstage.explain(session))
+                let named = query.iter().find(|(name, _)| name == "as");
+                let principal = named.map(|(_, value)| value.as_str());
+                reply::json(StatusCode::OK, &self.backstage.explain(session, principal))
             }
             Route::Config => reply::json(StatusCode::OK, &self.backstage.config()),
             Route::SetState(..) | Route::SetWeight(_) | Route::Reload => {

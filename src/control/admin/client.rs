@@ -76,6 +76,8 @@ pub enum Command {
     Explain {
         /// Its id.
         session: String,
+        /// The principal for which to tell whether it may use it.
+        principal: Option<String>,
     },
     /// `drain`, `maint`, `ready`, `reset`.
     SetState {
@@ -214,8 +216,12 @@ impl AdminClient {
                     Output::Json => pretty(&json!(page)),
                 })
             }
-            Command::Explain { session } => {
-                let path = format!("/api/v1/sessions/{}/explain", uri::encode(session));
+            Command::Explain { session, principal } => {
+                let mut path = format!("/api/v1/sessions/{}/explain", uri::encode(session));
+                if let Some(principal) = principal {
+                    path += "?as=";
+                    path += &uri::encode(principal);
+                }
                 let told: Value = self.get(&path).await?;
                 Ok(match output {
                     Output::Table => table::tree(&told),

@@ -87,8 +87,9 @@ pub trait Backstage: Send + Sync + 'static {
         limit: usize,
     ) -> Page<SessionView>;
 
-    /// Everything known about a session, known or not: user and why, owner, home, last moves.
-    fn explain(&self, session: &str) -> serde_json::Value;
+    /// Everything known about a session, known or not: user and why, owner, home, last moves; and
+    /// whether the principal of this name may use it.
+    fn explain(&self, session: &str, principal: Option<&str>) -> serde_json::Value;
 
     /// The configuration in force, without secrets.
     fn config(&self) -> serde_json::Value;

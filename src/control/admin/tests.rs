@@ -123,8 +123,11 @@ impl Backstage for Stage {
         Page { items, next }
     }
 
-    fn explain(&self, session: &str) -> Value {
-        json!({ "session": session, "known": false })
+    fn explain(&self, session: &str, principal: Option<&str>) -> Value {
+        match principal {
+            None => json!({ "session": session, "known": false }),
+            Some(name) => json!({ "session": session, "as": name }),
+        }
     }
 
     fn config(&self) -> Value {
@@ -365,6 +368,10 @@ async fn lists_filter_and_page() {
     assert_eq!(
         served.get("/api/v1/sessions/a%2Fb%20c/explain").await,
         (200, json!({ "session": "a/b c", "known": false }))
+    );
+    assert_eq!(
+        served.get("/api/v1/sessions/s/explain?as=a%26b").await,
+        (200, json!({ "session": "s", "as": "a&b" }))
     );
     assert_eq!(
         served.get("/api/v1/config").await.1["routing"]["mode"],

@@ -344,10 +344,12 @@ impl Link<'_> {
                 let (store, holder) = (store.clone(), self.holder);
                 self.note(session.clone());
                 let mut answering: Answering = Box::pin(async move {
-                    let owner = store.peer_asks(holder, &session, &question).await.ok()?;
+                    let decided = store.peer_asks(holder, &session, &question).await;
+                    let (owner, whose) = decided.ok()?;
                     Some(Message::Answer {
                         id,
                         owner: owner.to_string(),
+                        whose,
                     })
                 });
                 // What comes next on the line must find it begun.

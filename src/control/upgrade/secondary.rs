@@ -142,8 +142,8 @@ impl Secondary {
         let reading = async {
             loop {
                 let message = wire::read(&mut read).await?;
-                if let Message::Answer { id, owner } = message {
-                    store.answered(id, &owner);
+                if let Message::Answer { id, owner, whose } = message {
+                    store.answered(id, &owner, whose);
                 } else if let Message::Operator {
                     backend,
                     state,

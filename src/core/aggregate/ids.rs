@@ -16,6 +16,8 @@ pub struct Part {
     pub backend: Option<BackendName>,
     /// JSON text of the params.
     pub params: String,
+    /// What is answered without asking anybody: its sessions are not for the client to see.
+    pub unseen: Option<String>,
 }
 
 /// A question split by owner, and what is needed to put the answers together again.
@@ -38,28 +40,35 @@ struct Item {
 }
 
 /// Splits a question by the owners of the sessions it lists. Params that a CLI would refuse, and
-/// those that name no session, stay one part, to be judged by a backend.
+/// those that name no session, stay one part, to be judged by a backend. No backend hears of
+/// sessions that are not `visible`: their part is answered as a CLI answers for unknown ones.
 pub fn split(
     kind: IdsArray,
     params: Option<&RawValue>,
     owner_of: &dyn Fn(&str) -> Option<BackendName>,
+    visible: &dyn Fn(&str) -> bool,
 ) -> Split {
     let whole = || Split {
         kind,
         parts: vec![Part {
             backend: None,
             params: params.map_or_else(|| "{}".to_owned(), |params| params.get().to_owned()),
+            unseen: None,
         }],
         items: Vec::new(),
     };
     let Some((members, elements)) = params.and_then(|params| read(kind, params)) else {
         return whole();
     };
-    let mut parts: Vec<(Option<BackendName>, Vec<&RawValue>)> = Vec::new();
-    let mut part_of: HashMap<Option<BackendName>, usize> = HashMap::new();
+    let mut parts: Vec<(Owner, Vec<&RawValue>)> = Vec::new();
+    let mut part_of: HashMap<Owner, usize> = HashMap::new();
     let mut items = Vec::with_capacity(elements.len());
     for (session, element) in elements {
-        let owner = owner_of(&session);
+        let owner = if visible(&session) {
+            Owner::Of(owner_of(&session))
+        } else {
+            Owner::Unseen
+        };
         let part = *part_of.entry(owner.clone()).or_insert_with(|| {
             parts.push((owner, Vec::new()));
             parts.len() - 1
@@ -73,42 +82,81 @@ pub fn split(
     }
     match parts.len() {
         0 => return whole(),
-        1 => {
+        1 if parts[0].0 != Owner::Unseen => {
             let mut whole = whole();
-            whole.parts[0].backend = parts.swap_remove(0).0;
+            whole.parts[0].backend = parts.swap_remove(0).0.backend();
             return Split { items, ..whole };
         }
         _ => {}
     }
     let parts = parts
         .into_iter()
-        .map(|(backend, elements)| Part {
-            backend,
+        .map(|(owner, elements)| Part {
             params: with_array(kind, &members, &elements),
+            unseen: (owner == Owner::Unseen).then(|| unseen(kind, &elements)),
+            backend: owner.backend(),
         })
         .collect();
     Split { kind, parts, items }
+}
+
+/// Who answers for some of the sessions.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    /// This backend; any if none.
+    Of(Option<BackendName>),
+    /// Nobody: the client may not see them.
+    Unseen,
+}
+
+impl Owner {
+    fn backend(self) -> Option<BackendName> {
+        match self {
+            Self::Of(backend) => backend,
+            Self::Unseen => None,
+        }
+    }
+}
+
+/// What CLI 1.0.102 answers to a question that lists only sessions that it does not know.
+fn unseen(kind: IdsArray, elements: &[&RawValue]) -> String {
+    let each = |text: fn(&str) -> String| comma_separated(elements.iter().map(|e| text(e.get())));
+    match kind {
+        IdsArray::GetClientMetadata => {
+            let entries = each(|id| format!("{{\"sessionId\":{id},\"status\":\"notFound\"}}"));
+            format!("[{entries}]")
+        }
+        IdsArray::EnrichMetadata => format!("{{\"sessions\":[{}]}}", each(bare_record)),
+        IdsArray::BulkDelete => format!("{{\"freedBytes\":{{{}}}}}", each(|id| format!("{id}:0"))),
+        IdsArray::CheckInUse => r#"{"inUse":[]}"#.to_owned(),
+    }
+}
+
+/// A record that could not be enriched, but for the one member that always is.
+fn bare_record(record: &str) -> String {
+    let members: Members<'_> = serde_json::from_str(record).unwrap_or_default();
+    match record.trim_end().strip_suffix('}') {
+        Some(open) if !members.contains_key("isDetached") => {
+            format!("{open},\"isDetached\":false}}")
+        }
+        _ => record.to_owned(),
+    }
 }
 
 type Members<'a> = BTreeMap<String, &'a RawValue>;
 
 /// The params' members and the sessions listed in them; none if a CLI would refuse them.
 fn read(kind: IdsArray, params: &RawValue) -> Option<(Members<'_>, Vec<(String, &RawValue)>)> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Element {
-        session_id: String,
-    }
     let members: Members<'_> = serde_json::from_str(params.get()).ok()?;
     let array: Vec<&RawValue> = serde_json::from_str(members.get(array_name(kind))?.get()).ok()?;
     let elements = array
         .into_iter()
         .map(|element| {
             let session = match kind {
+                // Of duplicate members the last counts, as in the CLI.
                 IdsArray::EnrichMetadata => {
-                    serde_json::from_str::<Element>(element.get())
-                        .ok()?
-                        .session_id
+                    let record: Members<'_> = serde_json::from_str(element.get()).ok()?;
+                    serde_json::from_str(record.get("sessionId")?.get()).ok()?
                 }
                 IdsArray::GetClientMetadata | IdsArray::BulkDelete | IdsArray::CheckInUse => {
                     serde_json::from_str(element.get()).ok()?

@@ -47,6 +47,7 @@ impl Directory {
                 .map(|at| now.saturating_duration_since(at)),
             idle: now.saturating_duration_since(record.last_use),
             moved_from,
+            person: record.person(now).cloned(),
         };
         Some(kept)
     }
@@ -62,7 +63,8 @@ impl Directory {
         let nothing = saved.owner.is_none()
             && saved.home.is_none()
             && !saved.has_history
-            && saved.deleted.is_none();
+            && saved.deleted.is_none()
+            && saved.person.is_none();
         if nothing || self.sessions.contains_key(session) {
             return;
         }
@@ -71,7 +73,9 @@ impl Directory {
         if let Some(home) = &home {
             *self.homes.entry(home.clone()).or_default() += 1;
         }
+        let person = saved.person.map(|person| self.persons.one(&person));
         let record = self.entry(now, session);
+        record.person = person;
         record.maybe_open_at = saved.owner;
         record.home = home;
         record.has_history = saved.has_history;

@@ -5,7 +5,8 @@ use std::time::Instant;
 use super::{Claim, Directory, Record, Saved, Standing};
 use crate::core::{
     id::{BackendName, ConnectionId, SessionId},
-    peer::{Held, Stands},
+    identity::Person,
+    peer::{Held, Stands, Whose as Said},
 };
 
 /// Whether a holder is one of those asked for.
@@ -84,6 +85,9 @@ impl Directory {
         let owner = BackendName::from(held.owner.as_str());
         let claim = self.claim(now, session, &owner, holder);
         self.stands(session.as_str(), holder, Standing::from(held.stands));
+        if let Some(whose) = &held.whose {
+            self.belongs(now, session, &Person::from(whose));
+        }
         if held.has_history {
             let home = held.home.as_deref().map_or(owner, BackendName::from);
             self.learn_history(now, session, &home);
@@ -179,6 +183,7 @@ fn held(record: &Record, whose: Whose<'_>) -> Option<Held> {
         in_turn: record.turn.is_some_and(whose),
         has_history: record.has_history,
         home: record.home.as_ref().map(ToString::to_string),
+        whose: record.person.as_deref().map(Said::from),
     })
 }
 

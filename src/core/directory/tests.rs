@@ -494,3 +494,79 @@ fn what_a_backend_has_to_close_is_kept_and_too_much_of_it_moves_no_more() {
     assert_eq!(d.saved(now, "s1"), None);
     assert_eq!(d.reown(now, &s(2), &b(1), &b(2), who), Claim::Granted);
 }
+
+#[test]
+fn whose_a_session_is_stays_until_its_tombstone_is_over() {
+    let now = Instant::now();
+    let (ann, bob) = (Person::new("acme", "ann"), Person::new("acme", "bob"));
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    assert!(!d.belongs(now, &s(1), &ann), "nobody has claimed it");
+    d.claim(now, &s(1), &b(1), ConnectionId(1));
+    assert!(d.belongs(now, &s(1), &ann));
+    assert!(!d.belongs(now, &s(1), &bob), "it is somebody's");
+    // It never had a turn, but may have left files.
+    d.release(now, "s1", ConnectionId(1));
+    assert_eq!(d.known(now, "s1").person.as_deref(), Some(&ann));
+    d.delete(now, &s(1));
+    let later = now + TOMBSTONE;
+    let still = later - Duration::from_secs(1);
+    assert_eq!(d.person(still, "s1").map(|p| &**p), Some(&ann));
+    assert_eq!(d.person(later, "s1"), None);
+    assert_eq!(d.saved(later, "s1").unwrap().person, None);
+    // What is made under its id then is another session.
+    d.claim(later, &s(1), &b(1), ConnectionId(2));
+    assert_eq!(d.person(later, "s1"), None);
+    assert!(d.belongs(later, &s(1), &bob));
+    assert_eq!(d.person(later, "s1").map(|p| &**p), Some(&bob));
+    // Made anew before that it is the same one's.
+    d.delete(later, &s(1));
+    d.claim(later, &s(1), &b(1), ConnectionId(2));
+    assert_eq!(d.person(later, "s1").map(|p| &**p), Some(&bob));
+    d.check_invariants();
+}
+
+#[test]
+fn a_copy_is_whose_its_source_is() {
+    let now = Instant::now();
+    let ann = Person::new("acme", "ann");
+    let mut d = Directory::new(Mode::Sticky, 100);
+    d.claim(now, &s(1), &b(1), ConnectionId(1));
+    assert_eq!(d.forked(now, "s1", &s(2)), None, "nobody's");
+    d.belongs(now, &s(1), &ann);
+    assert_eq!(d.forked(now, "s1", &s(2)).as_deref(), Some(&ann));
+    assert_eq!(d.known(now, "s2").person.as_deref(), Some(&ann));
+    assert_eq!(d.unowned(now), 0);
+    d.learn_history(now, &s(3), &b(1));
+    assert_eq!(d.unowned(now), 1);
+    d.check_invariants();
+}
+
+#[test]
+fn a_person_is_kept_once_however_many_sessions_he_has() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 10);
+    let mut all = Vec::new();
+    for n in 0..200_u32 {
+        let session = SessionId::from(format!("of-{n}"));
+        d.claim(now, &session, &b(1), ConnectionId(1));
+        d.belongs(
+            now,
+            &session,
+            &Person::new("acme", &format!("user{}", n % 3)),
+        );
+        all.extend(d.person(now, session.as_str()).cloned());
+        d.release(now, session.as_str(), ConnectionId(1));
+    }
+    assert!(
+        all.iter()
+            .all(|p| all.iter().filter(|q| Arc::ptr_eq(p, q)).count() > 60)
+    );
+    drop(all);
+    for n in 0..1000_u32 {
+        let session = SessionId::from(format!("more-{n}"));
+        d.claim(now, &session, &b(1), ConnectionId(1));
+        d.belongs(now, &session, &Person::new("acme", &format!("once{n}")));
+        d.release(now, session.as_str(), ConnectionId(1));
+    }
+    assert!(d.persons_known() < 200, "{}", d.persons_known());
+}

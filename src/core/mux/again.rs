@@ -7,7 +7,13 @@ use super::{
     session::Held,
     upstream::SlotId,
 };
-use crate::core::{event::Event, id::SessionId, idmap::RequestId, replay::Effect, route::Class};
+use crate::core::{
+    event::{Event, NotFound},
+    id::SessionId,
+    idmap::RequestId,
+    replay::Effect,
+    route::Class,
+};
 
 impl Mux {
     /// A call about an attached session was answered "not found". Opens it again; whether the call
@@ -39,9 +45,11 @@ impl Mux {
         }
         let backend = self.upstreams.get(slot)?.backend.clone();
         let session = entry.id.clone();
-        let reason = "closed_by_backend";
         self.outputs
-            .push_back(Output::Event(Event::SessionNotFound { reason }));
+            .push_back(Output::Event(Event::SessionNotFound {
+                session: session.clone(),
+                reason: NotFound::ClosedByBackend,
+            }));
         self.outputs.push_back(Output::ClosedByBackend {
             session,
             backend: backend.clone(),

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::core::{
     connect,
-    event::{CallOutcome, ClosedBy, Direction, Event, FrameKind, TurnOutcome},
+    event::{CallOutcome, ClosedBy, Direction, Event, FrameKind, NotFound, TurnOutcome},
     frame::Cut,
     id::SessionId,
     idmap::RequestId,
@@ -247,11 +247,18 @@ impl Mux {
             .as_ref()
             .and_then(|m| m.plain(body))
             .unwrap_or_default();
-        match classify_backend(method) {
+        let class = classify_backend(method);
+        if class != BackendClass::Lifecycle
+            && class != BackendClass::Event
+            && !self.may_hear(cx, slot, class, head, body)
+        {
+            return false;
+        }
+        match class {
             BackendClass::Lifecycle => false,
             BackendClass::Event => {
                 let Some(key) = self.session_key(slot, head, body) else {
-                    return true;
+                    return self.may_hear(cx, slot, class, head, body);
                 };
                 match self.entries[key].here_at() {
                     Some(here) if here == slot => {
@@ -266,7 +273,7 @@ impl Mux {
                     }
                     // It was open there before it was opened elsewhere: an echo.
                     Some(_) => return false,
-                    None => {}
+                    None => return self.may_hear(cx, slot, class, head, body),
                 }
                 true
             }
@@ -325,6 +332,10 @@ impl Mux {
         }
         let method = head.method.as_ref().and_then(|m| m.plain(body));
         let class = method.map(classify_backend);
+        let kind = class.unwrap_or(BackendClass::Unknown);
+        if !self.may_hear(cx, slot, kind, head, body) {
+            return;
+        }
         let span = id.token().range();
         let keeps = cx.settings.detach_grace.is_some()
             && body.len() <= KEPT_BODY
@@ -527,9 +538,14 @@ impl Mux {
                     self.keep_params(key, call);
                 }
             }
-            (Class::Fork, Some(_)) => {
-                if let Some(session) = result_session(head, body) {
-                    self.outputs.push_back(Output::History { session, backend });
+            (Class::Fork, Some(source)) => {
+                if let Some(copy) = result_session(head, body) {
+                    let source = source.clone();
+                    self.outputs.push_back(Output::Forked {
+                        source,
+                        copy,
+                        backend,
+                    });
                 }
             }
             (Class::Detach, Some(_)) => {
@@ -681,12 +697,15 @@ impl Mux {
             entry.attached && call.attachment == Some(entry.attachments)
         });
         let reason = if attached.is_some() {
-            "closed_by_backend"
+            NotFound::ClosedByBackend
         } else {
-            "unknown"
+            NotFound::Unknown
         };
         self.outputs
-            .push_back(Output::Event(Event::SessionNotFound { reason }));
+            .push_back(Output::Event(Event::SessionNotFound {
+                session: session.clone(),
+                reason,
+            }));
         if let Some(key) = attached {
             self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
             let closed = Output::Closed {

@@ -10,7 +10,7 @@ use crate::core::{
     locate::Purpose,
     replay::{Effect, effect_of},
     reply::ProxyError,
-    route::{self, Class},
+    route::{self, Class, NamedAt},
 };
 
 /// Longest method name kept for messages, in bytes; the longest one known has 62.
@@ -58,6 +58,12 @@ pub(super) enum Place {
 pub(super) struct Call {
     /// In the order written.
     pub(super) serial: u64,
+    /// Where it names its session.
+    pub(super) named_at: NamedAt,
+    /// Sessions that it names besides, and that nobody has judged yet. Mostly none.
+    pub(super) also: Vec<(NamedAt, SessionId)>,
+    /// The question by which these are judged.
+    pub(super) judged_by: Option<u64>,
     pub(super) place: Place,
     pub(super) class: Class,
     pub(super) method: Method,
@@ -136,6 +142,9 @@ impl Mux {
         self.next_serial += 1;
         Call {
             serial: self.next_serial,
+            named_at: NamedAt::Session,
+            also: Vec::new(),
+            judged_by: None,
             place: Place::Held,
             class,
             method: Method::new(method),
@@ -208,13 +217,15 @@ impl Mux {
         let mut token = Vec::with_capacity(40);
         id.write(&mut token);
         self.call_ended(cx, &call, CallOutcome::ProxyError);
-        self.refuse(
-            &token,
-            call.method.as_str(),
-            call.session.clone(),
-            error,
-            out,
-        );
+        if !self.fail_unseen(&token, &call, error, out) {
+            self.refuse(
+                &token,
+                call.method.as_str(),
+                call.session.clone(),
+                error,
+                out,
+            );
+        }
         self.attach_settled(cx, &call, false, out);
         self.send_settled(cx, id, &call, None, out);
         if let Some(key) = self.key_of(&call) {

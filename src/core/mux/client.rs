@@ -173,7 +173,8 @@ impl Mux {
         let method = method.get(body);
         let (class, policy) = route::look_up(&method);
         let call = RequestId::read(id, body);
-        let session = route::main_session(class, head, body).map(|named| named.id.get(body));
+        let main = route::main_session(class, head, body);
+        let session = main.map(|named| named.id.get(body));
         // Anything else goes to any backend, which refuses it in its own words.
         let named = session.as_deref().filter(|text| is_session_id(text));
         let asked = Asked {
@@ -236,6 +237,14 @@ impl Mux {
             | Class::Cancel
             | Class::Denied(_)
             | Class::Unknown => {
+                let also = match self.named_besides(cx, &asked) {
+                    Ok(also) => also,
+                    Err(odd) => {
+                        self.answer_unseen(token, &method, odd.at, &odd.id.get(body), out);
+                        self.answered_here(class, CallOutcome::ProxyError);
+                        return;
+                    }
+                };
                 if class == Class::Detach
                     && let Some(session) = named
                     && self.is_nowhere(session)
@@ -249,7 +258,9 @@ impl Mux {
                     Some(key) => *key,
                     None => self.new_entry(session.into()),
                 });
-                let record = self.new_call(cx.now, class, &method);
+                let mut record = self.new_call(cx.now, class, &method);
+                record.also = also;
+                record.named_at = main.map_or(record.named_at, |named| named.at);
                 match key {
                     Some(key) => self.route_to_session(cx, key, head, frame, (call, record), out),
                     None => self.route_anywhere(cx, frame, call, record, out),
@@ -309,6 +320,7 @@ impl Mux {
             service,
             method,
             params,
+            principal: self.principal.clone(),
         }));
     }
 

@@ -30,6 +30,7 @@ mod patience;
 mod place;
 mod reopen;
 mod session;
+mod sight;
 mod stall;
 mod takeover;
 mod turn;

@@ -1,11 +1,13 @@
 //! What the multiplexer asks of the shell and what it is told: values only.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{note::Note, upstream::SlotId};
 use crate::core::{
+    access::Relation,
     event::{CallOutcome, Direction, Event, FrameKind, PlacementReason, TurnRecord},
     id::{BackendName, ConnectionId, Secret, SessionId},
+    identity::Principal,
     locate::Purpose,
     reply::ProxyError,
     route::{Aggregate, IdsArray, Provider, Spread},
@@ -22,6 +24,10 @@ pub struct Locate {
     pub purpose: Purpose,
     /// Backends that were just found to be unreachable.
     pub avoid: Vec<BackendName>,
+    /// Who asks; none = nobody has to say who he is.
+    pub principal: Option<Arc<Principal>>,
+    /// Sessions that the call names besides, all of which the principal must be allowed to use.
+    pub also: Vec<SessionId>,
 }
 
 /// The answer to [`Locate`].
@@ -35,6 +41,8 @@ pub struct Located {
     pub has_history: bool,
     /// The connection whose client has left it in a turn.
     pub parked: Option<ConnectionId>,
+    /// How the client stands to it.
+    pub relation: Relation,
 }
 
 /// A call that the shell executes over control connections: [`Mux::handle_served`](super::Mux::handle_served).
@@ -48,6 +56,8 @@ pub struct Serve {
     pub method: String,
     /// Its params as JSON text, if they were an object.
     pub params: Option<String>,
+    /// Who asks.
+    pub principal: Option<Arc<Principal>>,
 }
 
 /// Kinds of [`Serve`].
@@ -159,6 +169,15 @@ pub enum Output {
     History {
         #[allow(missing_docs)]
         session: SessionId,
+        #[allow(missing_docs)]
+        backend: BackendName,
+    },
+    /// The session was copied; the copy lies on this backend's disk.
+    Forked {
+        #[allow(missing_docs)]
+        source: SessionId,
+        #[allow(missing_docs)]
+        copy: SessionId,
         #[allow(missing_docs)]
         backend: BackendName,
     },

@@ -53,6 +53,7 @@ impl Mux {
             .filter(|(_, u)| !placed && u.phase == Phase::Ready)
             .find(|(_, u)| cx.snapshot.get(&u.backend).is_some_and(|b| b.is_usable()))
             .map(|(slot, _)| slot);
+        let ready = ready.filter(|_| record.also.is_empty());
         self.calls.insert(id.clone(), record);
         match ready {
             Some(slot) => self.forward(cx, slot, Some(id), frame, out),
@@ -81,6 +82,7 @@ impl Mux {
             _ => Purpose::Use,
         };
         let avoid = call.map(|c| c.avoided.clone()).unwrap_or_default();
+        let also = self.ask_besides(&held.call, ticket);
         self.held_bytes += held.body.len();
         self.questions.insert(ticket, Question::Call(held));
         self.outputs.push_back(Output::Locate(Locate {
@@ -88,7 +90,21 @@ impl Mux {
             session: None,
             purpose,
             avoid,
+            principal: self.principal.clone(),
+            also,
         }));
+    }
+
+    /// The sessions that a call names besides, which the question with this ticket is about, too.
+    fn ask_besides(&mut self, call: &RequestId, ticket: u64) -> Vec<SessionId> {
+        let Some(call) = self.calls.get_mut(call).filter(|c| !c.also.is_empty()) else {
+            return Vec::new();
+        };
+        call.judged_by = Some(ticket);
+        call.also
+            .iter()
+            .map(|(_, session)| session.clone())
+            .collect()
     }
 
     /// A call that names a session: straight on if this connection hears it already, else the
@@ -105,11 +121,13 @@ impl Mux {
         let purpose = Call::purpose(record.class);
         let entry = &self.entries[key];
         record.session = Some(entry.id.clone());
+        let alone = record.also.is_empty();
         self.calls.insert(id.clone(), record);
         let direct = entry.locating.is_none()
             && entry.reopening.is_none()
             && !entry.is_changing_hands()
-            && purpose == Purpose::Use;
+            && purpose == Purpose::Use
+            && alone;
         let slot = entry.here_at().filter(|_| direct);
         if let Some(slot) = slot.filter(|_| !self.is_silent_here(key)) {
             self.dispatch(cx, key, slot, (id, cx.now), head, frame, false, out);
@@ -189,6 +207,8 @@ impl Mux {
         let ticket = self.ticket();
         let entry = &mut self.entries[key];
         entry.locating = Some((ticket, purpose));
+        let first = entry.held.front().map(|held| held.call.clone());
+        let also = first.map(|call| self.ask_besides(&call, ticket));
         self.note_waiting(key);
         let entry = &self.entries[key];
         let session = Some(entry.id.clone());
@@ -198,6 +218,8 @@ impl Mux {
             session,
             purpose,
             avoid,
+            principal: self.principal.clone(),
+            also: also.unwrap_or_default(),
         }));
     }
 
@@ -235,9 +257,20 @@ impl Mux {
                 let Some((_, purpose)) = self.entries[key].locating.take() else {
                     return;
                 };
+                let first = self.entries[key].held.front().map(|held| held.call.clone());
+                let first = first.and_then(|call| self.calls.get_mut(&call));
+                let judged = first.filter(|call| call.judged_by == Some(ticket));
                 match answer {
-                    Ok(located) => self.session_located(cx, key, purpose, located, out),
-                    Err(error) => self.session_missed(cx, key, purpose, &error, out),
+                    Ok(located) => {
+                        if let Some(call) = judged {
+                            call.also.clear();
+                        }
+                        self.session_located(cx, key, purpose, located, out);
+                    }
+                    Err(error) => {
+                        let asked = judged.is_some();
+                        self.session_missed(cx, key, purpose, &error, asked, out);
+                    }
                 }
             }
         }
@@ -259,10 +292,18 @@ impl Mux {
         key: usize,
         purpose: Purpose,
         error: &ProxyError,
+        asked: bool,
         out: &mut Outbox,
     ) {
-        let held = &mut self.entries[key].held;
-        let run = held.iter().take_while(|h| h.purpose == purpose).count();
+        let entry = &mut self.entries[key];
+        let besides = matches!(error, ProxyError::Unseen { session, .. } if *session != entry.id);
+        let held = &mut entry.held;
+        // What the first call names besides concerns no other.
+        let run = if besides {
+            usize::from(asked)
+        } else {
+            held.iter().take_while(|h| h.purpose == purpose).count()
+        };
         let failed: Vec<Held> = held.drain(..run).collect();
         self.locate(key);
         for held in failed {
@@ -280,6 +321,7 @@ impl Mux {
         located: Located,
         out: &mut Outbox,
     ) {
+        self.entries[key].relation = located.relation;
         if purpose.attaches() {
             // Counted by the shell; given back below if nothing attaches after all.
             let entry = &mut self.entries[key];
@@ -359,6 +401,8 @@ impl Mux {
                 Purpose::Create | Purpose::Resume | Purpose::Reopen => asked_for.attaches(),
                 Purpose::Delete => asked_for == Purpose::Delete,
             };
+            let call = self.calls.get(&next.call);
+            let enough = enough && call.is_none_or(|call| call.also.is_empty());
             if !enough {
                 self.locate(key);
                 break;
@@ -398,6 +442,12 @@ impl Mux {
         has_history: bool,
         out: &mut Outbox,
     ) {
+        if let Some(call) = self.calls.get(&id)
+            && let Some(error) = self.beyond_member(key, call, head, frame.body())
+        {
+            self.fail(cx, &id, &error, out);
+            return;
+        }
         let names_interest = |call: &Call| call.effect == Effect::Disinterest;
         if self.calls.get(&id).is_some_and(names_interest)
             && let Some(body) = self.name_interest(key, frame.body())

@@ -184,7 +184,7 @@ impl Mux {
     }
 
     /// The question of a client's call is not needed any more: the session is opened again anyway.
-    fn forget_question(&mut self, key: usize) {
+    pub(super) fn forget_question(&mut self, key: usize) {
         if let Some((ticket, _)) = self.entries[key].locating.take() {
             self.questions.remove(&ticket);
         }
@@ -211,6 +211,8 @@ impl Mux {
             session,
             purpose: Purpose::Reopen,
             avoid: Vec::new(),
+            principal: self.principal.clone(),
+            also: Vec::new(),
         }));
     }
 
@@ -302,6 +304,7 @@ impl Mux {
                 let slot = self.slot_for(cx, &located.backend);
                 self.change_entry(cx.now, key, |entry| {
                     entry.slot = Some(slot);
+                    entry.relation = located.relation;
                     if let Some(reopening) = &mut entry.reopening {
                         reopening.stage = Stage::Calling;
                         reopening.created = false;

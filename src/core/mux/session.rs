@@ -14,6 +14,7 @@ use super::{
     upstream::SlotId,
 };
 use crate::core::{
+    access::Relation,
     event::TurnOutcome,
     id::{BackendName, SessionId},
     idmap::RequestId,
@@ -194,6 +195,8 @@ pub(super) struct Entry {
     pub(super) answered: Option<Instant>,
     /// It is counted in [`Mux::waiting`](super::Mux).
     pub(super) waits: bool,
+    /// How the client stands to it, as of when it was located last.
+    pub(super) relation: Relation,
 }
 
 impl Entry {
@@ -222,6 +225,7 @@ impl Entry {
             taking: None,
             answered: None,
             waits: false,
+            relation: Relation::Anybody,
         }
     }
 

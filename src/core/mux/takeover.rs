@@ -537,7 +537,7 @@ impl Mux {
     }
 
     /// The backend is not to hear of us for this session any more.
-    fn undo_join(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+    pub(super) fn undo_join(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
         let entry = &mut self.entries[key];
         entry.turn = None;
         entry.forget_asked();

@@ -19,6 +19,7 @@ mod rig;
 mod routing;
 mod sends;
 mod sessions;
+mod sight;
 mod simulation;
 mod survivors;
 mod told;

@@ -416,7 +416,11 @@ impl Mux {
                 self.record_turn(cx, key, backend, TurnOutcome::Lost, closed_by, None);
             }
             LostBy::Stalled => self.end_turn(cx, key, TurnOutcome::Stalled, closed_by),
-            LostBy::Shutdown | LostBy::Closed | LostBy::Revoked | LostBy::Drained(_) => {
+            LostBy::Shutdown
+            | LostBy::Closed
+            | LostBy::Revoked
+            | LostBy::Forbidden
+            | LostBy::Drained(_) => {
                 self.end_turn(cx, key, TurnOutcome::Lost, closed_by);
             }
         }

@@ -8,7 +8,8 @@ use tracing::Level;
 use super::*;
 use crate::{
     core::{
-        event::{ClosedBy, Identities, LogFormat, PlacementReason, TurnOutcome},
+        access::Denial,
+        event::{ClosedBy, Identities, LogFormat, NotFound, PlacementReason, TurnOutcome},
         id::{BackendName, ConnectionId, SessionId},
         snapshot::AdminState,
     },
@@ -113,7 +114,30 @@ fn every_event() -> Vec<(Event, &'static str)> {
             },
             "session",
         ),
-        (Event::SessionNotFound { reason: "unknown" }, "session"),
+        (
+            Event::SessionNotFound {
+                session: SessionId::from("s-1"),
+                reason: NotFound::Unknown,
+            },
+            "session",
+        ),
+        (
+            Event::Denied {
+                connection,
+                principal: Some(Arc::from("alice")),
+                method: Arc::from("session.send"),
+                session: SessionId::from("s-1"),
+                reason: Denial::OtherUser,
+            },
+            "denied",
+        ),
+        (
+            Event::Withheld {
+                connection,
+                reason: "not_attached",
+            },
+            "connection",
+        ),
         (
             Event::BackendHealth {
                 backend: backend.clone(),
@@ -410,8 +434,10 @@ fn each_event_moves_its_counter_once() {
         "taxiway_turn_first_event_seconds_count 1",
         "taxiway_errors_total{code=\"-32014\"} 1",
         "taxiway_access_denied_total{reason=\"method\"} 1",
-        "taxiway_auth_failures_total{reason=\"expired\"} 1",
         "taxiway_access_denied_total{reason=\"unknown_method\"} 1",
+        "taxiway_auth_failures_total{reason=\"expired\"} 1",
+        "taxiway_access_denied_total{reason=\"other_user\"} 1",
+        "taxiway_frames_withheld_total{reason=\"not_attached\"} 1",
         "taxiway_limit_hits_total{limit=\"limits.frame\"} 1",
         "taxiway_session_create_existing_total{action=\"resume\"} 1",
         "taxiway_session_not_found_total{reason=\"unknown\"} 1",

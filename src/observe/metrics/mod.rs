@@ -61,6 +61,7 @@ pub struct Metrics {
     sessions_parked: IntGauge,
     takeovers: Series<&'static str, IntCounter>,
     session_not_found: Series<&'static str, IntCounter>,
+    frames_withheld: Series<&'static str, IntCounter>,
     session_create_existing: Series<&'static str, IntCounter>,
     sessions_stranded: IntGauge,
     limit: Series<&'static str, Gauge>,
@@ -132,6 +133,7 @@ impl Metrics {
             sessions_parked: int_gauge(r, &table::SESSIONS_PARKED),
             takeovers: counter_series(r, &table::TAKEOVERS),
             session_not_found: counter_series(r, &table::SESSION_NOT_FOUND),
+            frames_withheld: counter_series(r, &table::FRAMES_WITHHELD),
             session_create_existing: counter_series(r, &table::SESSION_CREATE_EXISTING),
             sessions_stranded: int_gauge(r, &table::SESSIONS_STRANDED),
             limit: gauge_series(r, &table::LIMIT),
@@ -261,8 +263,8 @@ impl Metrics {
         self.auth_failures.with(reason, IntCounter::inc);
     }
 
-    /// Something was refused by policy. Counted by `Event::ErrorAnswered`.
-    pub(super) fn access_denied(&self, reason: &'static str) {
+    /// Something was refused by policy. Counted by `Event::ErrorAnswered` and `Event::Denied`.
+    pub fn access_denied(&self, reason: &'static str) {
         self.access_denied.with(reason, IntCounter::inc);
     }
 
@@ -281,7 +283,12 @@ impl Metrics {
         self.limit_hits.with(limit, IntCounter::inc);
     }
 
-    /// A call named a session that no backend has. Counted by `Event::SessionNotFound`.
+    /// A frame was kept from a client. Counted by `Event::Withheld`.
+    pub fn frame_withheld(&self, reason: &'static str) {
+        self.frames_withheld.with(reason, IntCounter::inc);
+    }
+
+    /// A call found no session. Counted by `Event::SessionNotFound`.
     pub fn session_not_found(&self, reason: &'static str) {
         self.session_not_found.with(reason, IntCounter::inc);
     }

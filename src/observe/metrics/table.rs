@@ -109,7 +109,13 @@ table! {
         "Sessions put on a backend, by reason: hash, bounded, least_loaded, owner, home, \
          round_robin, two_choices.";
     SESSION_NOT_FOUND: Counter "taxiway_session_not_found_total" ["reason"]
-        "Calls for a session that no backend has.";
+        "Calls that found no session, by the true reason, whatever the client was told: unknown, \
+         denied (its client may not see it), deleted, closed_by_backend, owner_away, home_away, \
+         no_answer, disk_unread, unreachable, unconfirmed, no_backend.";
+    FRAMES_WITHHELD: Counter "taxiway_frames_withheld_total" ["reason"]
+        "Frames of backends kept from a client that may not hear them: not_attached (about a \
+         session that the client is not attached to), no_session (of a kind that may be about any \
+         session, and names none).";
     SESSION_CREATE_EXISTING: Counter "taxiway_session_create_existing_total" ["action"]
         "session.create calls on the id of a closed session that has a history, by what was done.";
     SESSIONS_STRANDED: Gauge "taxiway_sessions_stranded" []
@@ -129,7 +135,9 @@ table! {
          address at a time).";
     ACCESS_DENIED: Counter "taxiway_access_denied_total" ["reason"]
         "Calls refused by policy: method (not allowed through this proxy), unknown_method (in no \
-         table, with access.profile = \"multi-tenant\").";
+         table, with access.profile = \"multi-tenant\"), other_user, other_realm (the session is \
+         somebody else's), unowned (nobody knows whose it is), id_of_other (a new session under an \
+         id that names somebody else).";
     STORE_UP: Gauge "taxiway_store_up" []
         "1 while what is to be kept is written to disk; 0 while that fails and Taxiway goes on in \
          memory. Always 1 with store.kind = \"memory\".";

@@ -26,6 +26,7 @@ fn everything(metrics: &Metrics) {
     metrics.set_limit_usage("limits.connections", 7.0);
     metrics.limit_hit("limits.connections");
     metrics.session_not_found("unknown");
+    metrics.frame_withheld("no_session");
     metrics.session_create_existing("resume");
     metrics.sessions_stranded(5);
     metrics.pool_panic(true);

@@ -35,6 +35,8 @@ impl Driver {
                 let is_new = self.proved.is_none();
                 self.mux
                     .handle_authenticated(cx, ticket, Ok(principal), &mut self.out);
+                // It may be in other groups now.
+                self.ears.rejudges = true;
                 if is_new {
                     self.say_authenticated(&proved);
                 }
@@ -130,6 +132,7 @@ impl Driver {
             mux.handle_judged_again(cx, principal, out);
             0
         });
+        self.ears.rejudges = true;
     }
 
     /// Strangers of all connections share the lines about them.

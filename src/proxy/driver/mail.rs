@@ -19,18 +19,18 @@ impl Driver {
         {
             progress = true;
             match message {
-                Message::Lifecycle(frame) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
-                        mux.handle_lifecycle(cx, &frame, out);
-                        0
-                    });
+                Message::Lifecycle(news) => self.hear(now, snapshot, task, news),
+                Message::Owned(session, person) => {
+                    self.hear_owned(now, snapshot, task, &session, &person);
                 }
                 Message::ProviderRequest { token, body } => {
-                    let mut asked = false;
-                    self.step(now, snapshot, task, &[], |mux, _, out| {
-                        asked = mux.handle_provider_request(token, &body, out);
-                        0
-                    });
+                    let mut asked = self.may_be_asked(&body);
+                    if asked {
+                        self.step(now, snapshot, task, &[], |mux, _, out| {
+                            asked = mux.handle_provider_request(token, &body, out);
+                            0
+                        });
+                    }
                     if !asked {
                         self.shared.providers.refused(token);
                     }

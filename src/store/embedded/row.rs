@@ -1,9 +1,12 @@
 //! What is written of one session and of one operator's wish, and how it is read again.
 //!
 //! Rows hold the time of the wall, since they outlive the process; the directory counts from its
-//! own clock. Ids and names only: no user, no parameter, no secret is ever here.
+//! own clock. Ids and names only: no parameter and no secret is ever here.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +14,7 @@ use crate::{
     core::{
         directory::{Saved, TOMBSTONE},
         id::BackendName,
+        identity::Person,
         snapshot::{AdminState, Mode},
     },
     store::Operator,
@@ -41,6 +45,9 @@ pub(super) struct SessionRow {
     /// When it was last heard of, in Unix milliseconds, as of this writing.
     #[serde(rename = "u")]
     pub(super) used: u64,
+    /// Whose it is: the realm, and the user.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    person: Option<(String, String)>,
 }
 
 /// One operator's wish.
@@ -62,6 +69,10 @@ impl SessionRow {
             deleted: saved.deleted.map(ago),
             moved_from: saved.moved_from.iter().map(ToString::to_string).collect(),
             used: ago(saved.idle),
+            person: saved
+                .person
+                .as_ref()
+                .map(|person| (person.realm.to_string(), person.user.to_string())),
         }
     }
 
@@ -80,6 +91,8 @@ impl SessionRow {
         let same_disks = written_for == mode;
         let owner = self.owner.map(BackendName::from);
         let home = self.home.map(BackendName::from).filter(|_| same_disks);
+        let is_past = self.deleted.is_some_and(|then| since(then) >= TOMBSTONE);
+        let person = self.person.filter(|_| !is_past);
         let saved = Saved {
             // On separate disks a session that was open on a server lives there, or nowhere. Its
             // turn may be younger than what was written last.
@@ -95,10 +108,16 @@ impl SessionRow {
                     moved.map(BackendName::from).collect()
                 }
             },
+            person: person.map(|(realm, user)| Arc::new(Person::new(&realm, &user))),
         };
-        let is_old = expire.is_some_and(|expire| saved.idle >= expire);
+        // Forgotten, one that is somebody's would be nobody's when its disk is read.
+        let is_found_again = saved.has_history && saved.person.is_some();
+        let is_old = expire.is_some_and(|expire| saved.idle >= expire) && !is_found_again;
         let is_closed = saved.owner.is_none() && saved.moved_from.is_empty();
-        let is_empty = saved.home.is_none() && !saved.has_history && saved.deleted.is_none();
+        let is_empty = saved.home.is_none()
+            && !saved.has_history
+            && saved.deleted.is_none()
+            && saved.person.is_none();
         (!(is_closed && (is_old || is_empty))).then_some(saved)
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     core::{
         directory::{Claim, Known, Standing, TOMBSTONE},
         id::{BackendName, ConnectionId},
+        identity::Person,
         snapshot::AdminState,
     },
     store::{Kind, Operator, Report, Store},
@@ -264,6 +265,11 @@ fn old_rows_are_of_no_use() {
         let row = SessionRow::of(saved, now);
         row.restored(now + later, expire, Mode::Sticky, Mode::Sticky)
     };
+    // One that is somebody's would be found again on a disk, as nobody's.
+    let owned = Saved {
+        person: Some(Arc::new(Person::new("acme", "ann"))),
+        ..home.clone()
+    };
     let aged = |saved: &Saved, by| Saved {
         idle: by,
         ..saved.clone()
@@ -271,6 +277,14 @@ fn old_rows_are_of_no_use() {
     let almost = day - Duration::from_secs(1);
     assert_eq!(back(&home, almost, Some(day)), Some(aged(&home, almost)));
     assert_eq!(back(&home, day, Some(day)), None);
+    assert_eq!(back(&owned, day, Some(day)), Some(aged(&owned, day)));
+    let left_nothing = Saved {
+        person: owned.person.clone(),
+        ..Saved::default()
+    };
+    let while_young = aged(&left_nothing, almost);
+    assert_eq!(back(&left_nothing, almost, Some(day)), Some(while_young));
+    assert_eq!(back(&left_nothing, day, Some(day)), None);
     assert_eq!(back(&home, day * 999, None), Some(aged(&home, day * 999)));
     // Who was open may be so still: only its backend can tell.
     let open = Saved {
@@ -280,6 +294,7 @@ fn old_rows_are_of_no_use() {
     assert_eq!(back(&open, day * 2, Some(day)), Some(aged(&open, day * 2)));
     let deleted = Saved {
         deleted: Some(Duration::from_secs(1)),
+        person: owned.person.clone(),
         ..Saved::default()
     };
     let still = TOMBSTONE - Duration::from_secs(2);

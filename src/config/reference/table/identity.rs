@@ -137,14 +137,14 @@ pub(super) const PRINCIPALS: Section = Section {
         ),
         key(
             "allow",
-            Kind::Names,
+            Kind::Several(&Kind::Text),
             Absent::Means("what the profile allows"),
             Reload::Live,
             "Methods that it may use besides: whole names, or a prefix with `*`.",
         ),
         key(
             "deny",
-            Kind::Names,
+            Kind::Several(&Kind::Text),
             Absent::Means("what the profile denies"),
             Reload::Live,
             "Methods that it may not use: whole names, or a prefix with `*`.",
@@ -255,14 +255,14 @@ pub(super) const JWT: Section = Section {
         ),
         key(
             "allow",
-            Kind::Names,
+            Kind::Several(&Kind::Text),
             Absent::Means("what the profile allows"),
             Reload::Live,
             "As in `[[identity.principals]]`.",
         ),
         key(
             "deny",
-            Kind::Names,
+            Kind::Several(&Kind::Text),
             Absent::Means("what the profile denies"),
             Reload::Live,
             "As in `[[identity.principals]]`.",

@@ -104,11 +104,17 @@ async fn sessions_are_listed() {
     assert_eq!(told["items"].as_array().unwrap().len(), 3);
     let explain = Command::Explain {
         session: "a/b c".into(),
+        principal: None,
     };
     assert_eq!(
         table(&client, explain).await,
         "known: false\nsession: a/b c\n"
     );
+    let explain = Command::Explain {
+        session: "s".into(),
+        principal: Some("a&b c".into()),
+    };
+    assert_eq!(table(&client, explain).await, "as: a&b c\nsession: s\n");
 }
 
 #[tokio::test]

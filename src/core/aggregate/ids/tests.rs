@@ -20,7 +20,7 @@ fn owner(session: &str) -> Option<BackendName> {
 }
 
 fn split_of(kind: IdsArray, params: &str) -> Split {
-    split(kind, Some(&raw(params)), &owner)
+    split(kind, Some(&raw(params)), &owner, &|_| true)
 }
 
 /// What a CLI would say to one part.
@@ -153,11 +153,12 @@ fn what_needs_no_split_passes_as_it_is() {
         let part = Part {
             backend: backend.map(BackendName::from),
             params: params.to_owned(),
+            unseen: None,
         };
         assert_eq!(split.parts(), [part], "{params}");
     }
     assert_eq!(
-        split(IdsArray::CheckInUse, None, &owner).parts()[0].params,
+        split(IdsArray::CheckInUse, None, &owner, &|_| true).parts()[0].params,
         "{}"
     );
     let one = split_of(IdsArray::CheckInUse, r#"{"sessionIds":["a1"]}"#);
@@ -285,5 +286,65 @@ proptest! {
         let split = split_of(kind, &params);
         prop_assert!(!split.parts().is_empty());
         prop_assert_eq!(value(joined(&split, "nobody")), whole);
+    }
+}
+
+#[test]
+fn sessions_of_others_are_answered_for_as_unknown_and_nobody_is_asked() {
+    let mine = |session: &str| session.starts_with("a-my");
+    let cases = [
+        (
+            IdsArray::GetClientMetadata,
+            r#"{"sessionIds":["b-x","a-my","b-x"]}"#,
+            r#"[{"sessionId":"b-x","status":"notFound"},{"sessionId":"a-my","status":"ok","metadata":{"keys":null}},{"sessionId":"b-x","status":"notFound"}]"#,
+        ),
+        (
+            IdsArray::EnrichMetadata,
+            r#"{"sessions":[{"sessionId":"b-x","isDetached":true},{"sessionId":"a-other"},{"sessionId":"a-my"}]}"#,
+            r#"{"sessions":[{"sessionId":"b-x","isDetached":true},{"sessionId":"a-other","isDetached":false},{"isDetached":false,"sessionId":"a-my"}]}"#,
+        ),
+        // A session of one's own does not hide the one that is meant.
+        (
+            IdsArray::EnrichMetadata,
+            r#"{"sessions":[{"sessionId":"a-my","session\u0049d":"b-x"}]}"#,
+            r#"{"sessions":[{"sessionId":"a-my","session\u0049d":"b-x","isDetached":false}]}"#,
+        ),
+        (
+            IdsArray::BulkDelete,
+            r#"{"sessionIds":["b-x","a-my"]}"#,
+            r#"{"freedBytes":{"b-x":0,"a-my":4}}"#,
+        ),
+        (
+            IdsArray::CheckInUse,
+            r#"{"sessionIds":["b-x-used","a-my-used"]}"#,
+            r#"{"inUse":["a-my-used"]}"#,
+        ),
+    ];
+    for (kind, params, wanted) in cases {
+        let split = split(kind, Some(&raw(params)), &owner, &mine);
+        let texts: Vec<_> = split
+            .parts()
+            .iter()
+            .map(|part| match &part.unseen {
+                Some(answer) => raw(answer),
+                None => {
+                    assert!(!part.params.contains("b-x"), "{}", part.params);
+                    raw(&server(kind, &part.params))
+                }
+            })
+            .collect();
+        let nobody = BackendName::from("cli-x");
+        let answers: Vec<_> = texts
+            .iter()
+            .map(|text| Answer {
+                backend: &nobody,
+                outcome: Ok(text),
+            })
+            .collect();
+        let Merged::Result(told) = split.join(&answers) else {
+            panic!("{params}");
+        };
+        let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(value(&told), value(wanted), "{params}");
     }
 }

@@ -14,8 +14,8 @@ use super::super::{
     Settings, SlotId,
 };
 use crate::core::{
-    event::PlacementReason, frame::FrameLimits, id::ConnectionId, locate::Refusal,
-    reply::ProxyError, snapshot::Snapshot, testing,
+    access::Relation, event::PlacementReason, frame::FrameLimits, id::ConnectionId,
+    locate::Refusal, reply::ProxyError, snapshot::Snapshot, testing,
 };
 
 /// What the shell does by itself.
@@ -55,6 +55,8 @@ pub(super) struct Rig {
     pub(super) open_there: BTreeSet<String>,
     /// Sessions whose client has left in a turn, and its connection.
     pub(super) parked: BTreeMap<String, ConnectionId>,
+    /// How the client stands to whatever it asks for.
+    pub(super) relation: Relation,
     /// What was said to other connections.
     pub(super) told: Vec<(ConnectionId, Note)>,
     /// Backends that refuse connections.
@@ -181,6 +183,7 @@ impl Rig {
             history: BTreeSet::new(),
             open_there: BTreeSet::new(),
             parked: BTreeMap::new(),
+            relation: Relation::Anybody,
             told: Vec::new(),
             down: BTreeSet::new(),
             mute: BTreeSet::new(),
@@ -358,6 +361,7 @@ impl Rig {
                 _ => PlacementReason::Hash,
             },
             parked: session.as_ref().and_then(|s| self.parked.get(s)).copied(),
+            relation: self.relation,
             has_history: session.is_some_and(|s| self.history.contains(&s)),
         };
         let ticket = question.ticket;

@@ -271,6 +271,11 @@ fn told(rig: &mut Rig) -> Vec<String> {
         Output::Closed { session, backend } => Some(format!("closed {session} {backend}")),
         Output::Deleted(session) => Some(format!("deleted {session}")),
         Output::History { session, backend } => Some(format!("history {session} {backend}")),
+        Output::Forked {
+            source,
+            copy,
+            backend,
+        } => Some(format!("{copy} of {source} {backend}")),
         _ => None,
     })
 }
@@ -298,7 +303,7 @@ fn the_directory_is_told_of_close_delete_fork_and_history() {
     assert_eq!(told(&mut rig), ["deleted s2"]);
     rig.client(&request(4, "sessions.fork", json!({"sessionId": "s3"})));
     rig.backend("b", &result(4, json!({"sessionId": "copy"})));
-    assert_eq!(told(&mut rig), ["history copy b"]);
+    assert_eq!(told(&mut rig), ["copy of s3 b"]);
     rig.backend("b", &event("s4", "user.message", json!({"messageId": "m"})));
     assert_eq!(told(&mut rig), ["history s4 b"]);
     // What failed changes nothing.
@@ -427,7 +432,7 @@ fn not_found_on_an_attached_session_means_that_it_was_closed() {
     ));
     rig.backend("a", &not_found(3, "session.getMessages", "s9"));
     let reasons = rig.logged(|output| match output {
-        Output::Event(Event::SessionNotFound { reason }) => Some(*reason),
+        Output::Event(Event::SessionNotFound { reason, .. }) => Some(reason.label()),
         _ => None,
     });
     assert_eq!(reasons, ["unknown"]);
@@ -547,6 +552,7 @@ fn an_answer_that_comes_too_late_for_everybody_claims_nothing() {
             backend: "a".into(),
             reason: crate::core::event::PlacementReason::Hash,
             has_history: false,
+            relation: crate::core::access::Relation::Anybody,
         };
         mux.handle_located(cx, ticket, Ok(located), out);
         0

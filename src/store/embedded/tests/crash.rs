@@ -121,7 +121,9 @@ async fn live(shelf: &Shelf, mode: Mode, steps: &[(u8, u64, u64)]) -> (Vec<Told>
         let now = Instant::now();
         match op {
             0..=3 => {
-                store.claim(&id, &at, C).await.unwrap();
+                let person = whose(session);
+                let claimed = store.claim_for(&id, &at, C, Some(&person)).await;
+                claimed.unwrap();
                 let owner = store.known(id.as_str()).owner;
                 returned.push(Returned {
                     told: journal.lock().unwrap().len(),
@@ -145,6 +147,11 @@ async fn live(shelf: &Shelf, mode: Mode, steps: &[(u8, u64, u64)]) -> (Vec<Told>
     drop(store);
     let journal = journal.lock().unwrap().clone();
     (journal, returned)
+}
+
+/// Whose each session is.
+fn whose(session: u64) -> Person {
+    Person::new("acme", &format!("user{}", session % 3))
 }
 
 /// A claim that returned; one without an owner ends what was known before.
@@ -186,6 +193,7 @@ fn check(mode: Mode, bytes: &[u8], due: &[(u64, BackendName)], when: &str) {
             Some(owner),
             "{when}: s{session}"
         );
+        assert_eq!(known.person.as_deref(), Some(&whose(*session)), "{when}");
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{Act, MS, SECOND, World, faults::Fault};
 use crate::core::{
+    access::Relation,
     balance::{self, Policy},
     directory::{Claim, Standing},
     event::PlacementReason,
@@ -384,6 +385,7 @@ impl World {
                     reason,
                     has_history: false,
                     parked: None,
+                    relation: Relation::Anybody,
                 };
                 self.searches.get_mut(&number).unwrap().stage = Stage::DoorAway(found);
                 self.at_door(number, &to);
@@ -643,6 +645,7 @@ fn located(destination: Destination) -> Located {
         reason: destination.reason,
         has_history: destination.has_history,
         parked: None,
+        relation: Relation::Anybody,
     }
 }
 

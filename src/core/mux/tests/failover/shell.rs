@@ -78,6 +78,9 @@ impl World {
             Output::History { session, backend } => {
                 self.directory.learn_history(cx.now, &session, &backend);
             }
+            Output::Forked { copy, backend, .. } => {
+                self.directory.learn_history(cx.now, &copy, &backend);
+            }
             Output::TurnBegan(session) => {
                 self.directory.begin_turn(session.as_str(), me);
             }
