@@ -49,8 +49,8 @@ use crate::{
     },
     observe::{self, Observer},
     proxy::{
-        Doorman, Hub, Moves, Pacer, Providers, Rules, Shared, hub::Message, listener::Connections,
-        mover,
+        Doorman, Front, Hub, Moves, Pacer, Providers, Rules, Shared, hub::Message,
+        listener::Connections, mover,
     },
     store::Store,
 };
@@ -466,6 +466,7 @@ impl App {
         ] {
             metrics.set_limit(name, value as f64);
         }
+        metrics.set_certificates(&self.config.load().certificates());
     }
 
     /// The end: readiness first, then the listener, then each connection when its turns are over.
@@ -492,6 +493,7 @@ impl App {
         let gently = async {
             tokio::time::sleep(grace).await;
             stop_accepting(&mut accepting);
+            self.connections.close_front();
             self.shared.hub.publish(&Message::Drain);
             // Without this process the older ones would have nobody to ask.
             self.primary.tell(&PeerMessage::Drain);
@@ -508,6 +510,7 @@ impl App {
         };
         stop_accepting(&mut accepting);
         if !ended {
+            self.connections.close_front();
             note("time is over");
             self.shared.hub.publish(&Message::Shutdown);
             let _late = tokio::time::timeout(LAST_WORDS, self.connections.ended()).await;
@@ -570,6 +573,12 @@ fn rules(config: &Config) -> Rules {
         write_stall: config.listener.write_stall,
         drain_timeout: config.drain.timeout,
         connections: config.limits.connections,
+        front: Arc::new(Front {
+            allow_from: config.listener.allow_from.clone(),
+            proxy_from: config.listener.proxy_protocol_from.clone(),
+            tls: config.listener.tls.as_ref().map(|tls| tls.acceptor.clone()),
+            patience: config.listener.handshake_timeout,
+        }),
     }
 }
 

@@ -5,11 +5,13 @@
 //! spans) → [`core::mux`] (session → backend → id swap) → outbox → socket of the backend; back by
 //! the same road. `docs/architecture.md` is the map.
 //!
-//! Imports point one way: `main → cli → app → {proxy, control} → {store, config, observe} → core`.
+//! Imports point one way: `main → cli → companion → app → {proxy, control} → {store, config, observe}
+//! → transport → core`.
 //! `tests/architecture.rs` holds that, and the purity of `core`.
 
 pub mod app;
 pub mod cli;
+pub mod companion;
 pub mod config;
 pub mod control;
 pub mod core;
@@ -17,3 +19,4 @@ pub mod observe;
 pub mod proxy;
 pub mod sim;
 pub mod store;
+pub mod transport;

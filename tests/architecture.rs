@@ -11,12 +11,14 @@ use std::{fmt, fs, path::Path};
 use source::{Source, crate_paths, set_tests_apart, words};
 
 /// From the top down: a room imports what is below it, never what is beside or above.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 8] = [
     &["main"],
     &["cli"],
+    &["companion"],
     &["app"],
     &["proxy", "control"],
     &["store", "config", "observe"],
+    &["transport"],
     &["core"],
 ];
 
@@ -133,7 +135,8 @@ fn may_import(from: &str, to: &str) -> Result<(), String> {
     }
 }
 
-/// Imports point one way: main → cli → app → {proxy, control} → {store, config, observe} → core.
+/// Imports point one way: main → cli → companion → app → {proxy, control} →
+/// {store, config, observe} → transport → core.
 fn import_direction(source: &Source) -> Vec<Complaint> {
     let from = source.room();
     let mut found = Vec::new();

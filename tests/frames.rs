@@ -350,9 +350,14 @@ fn recorded_frames_are_read_alike_by_all_scanners() {
 #[test]
 fn fuzz_corpora_hold() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
-    for (name, check) in [
-        ("frame", checks::frame::fuzz_frames as fn(&[u8])),
-        ("scan", checks::scan::check_scan as fn(&[u8])),
+    for (name, least, check) in [
+        ("frame", 20, checks::frame::fuzz_frames as fn(&[u8])),
+        (
+            "proxy_header",
+            10,
+            checks::proxy_header::check_header as fn(&[u8]),
+        ),
+        ("scan", 20, checks::scan::check_scan as fn(&[u8])),
     ] {
         let files = std::fs::read_dir(format!("{root}/{name}")).expect("the corpus is committed");
         let mut count = 0;
@@ -361,6 +366,6 @@ fn fuzz_corpora_hold() {
             check(&bytes);
             count += 1;
         }
-        assert!(count >= 20, "only {count} inputs in the corpus {name}");
+        assert!(count >= least, "only {count} inputs in the corpus {name}");
     }
 }

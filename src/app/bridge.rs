@@ -20,6 +20,7 @@ use crate::{
         port::{Alive, Answer, Boxed},
     },
     store::{Operator, Store},
+    transport::Transport,
 };
 
 /// The pool's news, on their way to everybody else.
@@ -249,6 +250,10 @@ impl Pool for Port {
 
     fn report_violation(&self, backend: &BackendName, what: &str) {
         self.0.report_violation(backend, what);
+    }
+
+    fn transport(&self, backend: &BackendName) -> Transport {
+        self.0.transport(backend)
     }
 
     fn activity(&self, backend: &BackendName) -> Option<Arc<dyn Alive>> {

@@ -25,6 +25,7 @@ use crate::{
     observe::Observer,
     sim::{SimOptions, SimServer},
     store::{self, Store, StoreError},
+    transport::Transport,
 };
 
 /// Simulated servers of a start without a config and without a CLI.
@@ -398,7 +399,14 @@ async fn login(pool: &Pool, backend: &BackendName) -> String {
 
 /// What a taken port turns out to be, and what to do about it.
 pub(super) async fn who_is_there(address: SocketAddr) -> String {
-    match probe::ping(&address.to_string(), None, WHO_IS_THERE).await {
+    match probe::ping(
+        &address.to_string(),
+        &Transport::default(),
+        None,
+        WHO_IS_THERE,
+    )
+    .await
+    {
         Ok(pong) => format!(
             "A Copilot CLI server{} (or another Taxiway) answers there. To put Taxiway in front of \
              it:\n  taxiway --listen {}:{} --backend {address}",
@@ -406,7 +414,7 @@ pub(super) async fn who_is_there(address: SocketAddr) -> String {
             address.ip(),
             address.port().wrapping_add(1).max(1024),
         ),
-        Err(ProbeError::Stranger | ProbeError::Refused(_)) => {
+        Err(ProbeError::Stranger | ProbeError::Refused(_) | ProbeError::Tls(_)) => {
             "Another program answers there, which is no Copilot CLI server. Choose another address \
              with --listen or listener.address."
                 .to_owned()

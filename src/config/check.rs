@@ -24,6 +24,7 @@ mod identity;
 mod pool;
 mod secret;
 mod store;
+mod tls;
 mod tokens;
 mod upgrade;
 
@@ -109,12 +110,21 @@ struct Check<'a> {
 impl Check<'_> {
     fn listener(&mut self) -> Listener {
         let table = self.raw.table("listener");
-        let listener = listener(table);
+        let mut listener = listener(table);
+        listener.tls = self.listener_tls();
+        self.proxy_protocol(table, &mut listener);
         let Some(span) = table.sound("address") else {
             return listener;
         };
         let (ip, port) = (listener.address.ip(), listener.address.port());
-        if !ip.is_loopback() && !self.has_principals() {
+        let wants_certificate = table.nested("tls").is_some_and(|tls| {
+            // If it is one that cannot be read, that is said where it is named.
+            tls.entry("client_ca").is_some()
+                && tls
+                    .text("client_auth")
+                    .is_none_or(|auth| auth == "required")
+        });
+        if !ip.is_loopback() && !wants_certificate && !self.has_principals() {
             if listener.allow_anonymous {
                 let message = format!(
                     "listener.address: whoever reaches {} can use every session",
@@ -130,8 +140,9 @@ impl Check<'_> {
                     .error(span, message)
                     .label("whoever reaches it could use every session")
                     .help(
-                        "listen on 127.0.0.1, say who may connect with [[identity.principals]], or \
-                         set `allow_anonymous = true` below [listener]",
+                        "listen on 127.0.0.1, say who may connect with [[identity.principals]], \
+                         want client certificates ([listener.tls]), or set `allow_anonymous = \
+                         true` below [listener]",
                     );
             }
         }
@@ -158,6 +169,35 @@ impl Check<'_> {
                 .help("clients need one that stays, as in 4321");
         }
         listener
+    }
+
+    fn proxy_protocol(&mut self, table: &Table, listener: &mut Listener) {
+        let from = table.networks("proxy_protocol_from");
+        let is_required = table.word("proxy_protocol", |word| match word {
+            "off" => Some(false),
+            "required" => Some(true),
+            _ => None,
+        });
+        match (is_required, table.sound("proxy_protocol"), &from) {
+            (true, Some(span), None) if !table.is_faulty("proxy_protocol_from") => {
+                let message = "listener.proxy_protocol: `proxy_protocol_from` is missing";
+                self.report
+                    .error(span, message)
+                    .label("whoever connects could claim any address")
+                    .help("name the balancers, as in `proxy_protocol_from = [\"10.0.0.5\"]`");
+            }
+            (false, _, Some(_)) if !table.is_faulty("proxy_protocol") => {
+                if let Some(span) = table.sound("proxy_protocol_from") {
+                    let message = "listener.proxy_protocol_from: has no effect without \
+                                   proxy_protocol = \"required\"";
+                    self.report
+                        .warning(span, message)
+                        .help("take it out, or require the header");
+                }
+            }
+            (true | false, ..) => {}
+        }
+        listener.proxy_protocol_from = from.filter(|_| is_required);
     }
 
     fn admin(&mut self) -> Admin {
@@ -289,6 +329,9 @@ fn listener(table: &Table) -> Listener {
         handshake_timeout: table.duration("handshake_timeout"),
         write_stall: table.duration("write_stall"),
         allow_anonymous: table.flag("allow_anonymous"),
+        allow_from: table.networks("allow_from"),
+        proxy_protocol_from: None,
+        tls: None,
     }
 }
 

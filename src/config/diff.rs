@@ -15,7 +15,10 @@ use super::{
     reference::{Key, Kind, Reload, SECTIONS, Shape},
     view::{entry, redacted, section, state},
 };
-use crate::core::{credential::Issuer, id::BackendName, snapshot::AdminState};
+use crate::{
+    core::{credential::Issuer, id::BackendName, proxy_header::Version, snapshot::AdminState},
+    transport::Acceptor,
+};
 
 /// More principals that changed than this are counted, not named.
 const MAX_PRINCIPALS: usize = 20;
@@ -50,6 +53,8 @@ pub enum BackendChange {
         state: Option<AdminState>,
         /// Whether its token is another one (or gone, or new).
         token: Token,
+        /// What goes between TCP and frames now, if that changed, in words.
+        transport: Option<String>,
     },
 }
 
@@ -134,6 +139,7 @@ impl fmt::Display for BackendChange {
                 weight,
                 state: wanted,
                 token,
+                transport,
             } => {
                 write!(f, "backend {name}:")?;
                 if let Some(address) = address {
@@ -144,6 +150,9 @@ impl fmt::Display for BackendChange {
                 }
                 if let Some(wanted) = wanted {
                     write!(f, " state {}", state(*wanted))?;
+                }
+                if let Some(transport) = transport {
+                    write!(f, " {transport}")?;
                 }
                 match token {
                     Token::Same => Ok(()),
@@ -161,11 +170,19 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
         ..Changes::default()
     };
     let (old_view, new_view) = (redacted(old), redacted(new));
-    for table in SECTIONS.iter().filter(|s| s.shape == Shape::Table) {
+    // Nested tables of `[[backends]]` are compared with their backends.
+    let is_single = |name: &str| !name.starts_with("backends.");
+    let tables = SECTIONS.iter().filter(|s| match s.shape {
+        Shape::Table => true,
+        Shape::Nested => is_single(s.name),
+        Shape::List | Shape::NestedList => false,
+    });
+    for table in tables {
         let mut seen = Vec::new();
-        // Compared below, one by one: what the view shows of them is not all.
-        let is_listed = |key: &&Key| matches!(key.kind, Kind::Tables);
-        for key in table.keys.iter().filter(|k| k.is_built() && !is_listed(k)) {
+        // Those are compared below, one by one: what the view shows of them is not all.
+        let has_value =
+            |key: &&Key| key.is_built() && !matches!(key.kind, Kind::Nested(_) | Kind::Tables);
+        for key in table.keys.iter().filter(has_value) {
             let field = key.field();
             if seen.contains(&field) {
                 continue;
@@ -179,9 +196,13 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
             };
             let (before, after): (Value, Value) = (value(&old_view), value(&new_view));
             let name = format!("{}.{field}", table.name);
-            // The only secret outside the backends; the view hides whether it is the same.
-            let same_secret = name != "admin.token" || old.admin.token == new.admin.token;
-            if before == after && same_secret {
+            // What the view does not show: a secret, and what files hold.
+            let same_inside = match name.as_str() {
+                "admin.token" => old.admin.token == new.admin.token,
+                "listener.tls.cert" => acceptor(old) == acceptor(new),
+                _ => true,
+            };
+            if before == after && same_inside {
                 continue;
             }
             let setting = Setting {
@@ -274,6 +295,24 @@ fn by_name<'a, T: PartialEq>(
         .collect()
 }
 
+/// For connections made from now on.
+fn describe(backend: &Backend) -> String {
+    let tls = if backend.tls.is_some() {
+        "tls changed"
+    } else {
+        "plain TCP"
+    };
+    match backend.proxy_protocol {
+        None => tls.to_owned(),
+        Some(Version::V1) => format!("{tls} proxy_protocol v1"),
+        Some(Version::V2) => format!("{tls} proxy_protocol v2"),
+    }
+}
+
+fn acceptor(config: &Config) -> Option<&Acceptor> {
+    config.listener.tls.as_ref().map(|tls| &tls.acceptor)
+}
+
 fn backends(old: &Config, new: &Config) -> Vec<BackendChange> {
     let mut changes = Vec::new();
     for after in &new.backends {
@@ -285,6 +324,7 @@ fn backends(old: &Config, new: &Config) -> Vec<BackendChange> {
             continue;
         }
         let same_token = before.connection_token == after.connection_token;
+        let same_transport = before.transport() == after.transport();
         changes.push(BackendChange::Changed {
             name: after.name.clone(),
             address: (before.address != after.address).then(|| after.address.clone()),
@@ -295,6 +335,7 @@ fn backends(old: &Config, new: &Config) -> Vec<BackendChange> {
             } else {
                 Token::Changed
             },
+            transport: (!same_transport).then(|| describe(after)),
         });
     }
     let gone = old

@@ -5,11 +5,16 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use crate::core::event::{Identities, LogFormat};
-use crate::core::{
-    access::Access,
-    credential::Principals,
-    id::{BackendName, Secret},
-    snapshot::{AdminState, Mode},
+use crate::{
+    core::{
+        access::Access,
+        credential::Principals,
+        id::{BackendName, Secret},
+        network::Networks,
+        proxy_header::Version,
+        snapshot::{AdminState, Mode},
+    },
+    transport::{Acceptor, ClientAuth, Connector, Transport},
 };
 
 mod check;
@@ -28,6 +33,7 @@ mod tests;
 pub use diagnostic::{Diagnostic, Failure, Severity};
 pub use diff::{BackendChange, Changes, Refusal, Setting, Token, diff};
 pub use load::{Loaded, PLACES, VARIABLE, find, load, parse};
+pub use raw::dial_fault;
 pub use reference::markdown;
 pub use view::redacted;
 
@@ -44,6 +50,42 @@ pub struct Listener {
     pub write_stall: Duration,
     /// Allows a non-loopback listener without principals.
     pub allow_anonymous: bool,
+    /// Where clients may be; none = anywhere.
+    pub allow_from: Option<Networks>,
+    /// `proxy_protocol = "required"`: where the balancers are that write the header; none = off.
+    pub proxy_protocol_from: Option<Networks>,
+    /// TLS to clients.
+    pub tls: Option<ListenerTls>,
+}
+
+/// `[listener.tls]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTls {
+    /// The certificate's file.
+    pub cert: PathBuf,
+    /// Its key's.
+    pub key: PathBuf,
+    /// That of the authorities of clients.
+    pub client_ca: Option<PathBuf>,
+    /// What is asked of clients.
+    pub client_auth: ClientAuth,
+    /// Made of what these files hold.
+    pub acceptor: Acceptor,
+}
+
+/// `[backends.tls]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendTls {
+    /// The file of its authorities; none = the system's.
+    pub ca: Option<PathBuf>,
+    /// What its certificate has to be for; none = the host of its address.
+    pub server_name: Option<String>,
+    /// The file of our certificate for it.
+    pub cert: Option<PathBuf>,
+    /// Its key's.
+    pub key: Option<PathBuf>,
+    /// Made of what these files hold.
+    pub connector: Connector,
 }
 
 /// `[admin]`
@@ -297,6 +339,10 @@ pub struct Backend {
     pub state: AdminState,
     /// Token for the backend's own `connect`.
     pub connection_token: Option<Secret>,
+    /// PROXY header to write first; none = off.
+    pub proxy_protocol: Option<Version>,
+    /// TLS to it.
+    pub tls: Option<BackendTls>,
 }
 
 /// `[managed]`: CLI processes that Taxiway starts and supervises.
@@ -366,6 +412,18 @@ impl Config {
         }
     }
 
+    /// The certificates that it shows to peers, by what shows them (`listener`, `backend NAME`),
+    /// and when they expire, in Unix time.
+    pub fn certificates(&self) -> Vec<(String, i64)> {
+        let listener = self.listener.tls.iter();
+        let listener = listener.map(|tls| ("listener".to_owned(), tls.acceptor.facts().not_after));
+        let backends = self.backends.iter().filter_map(|backend| {
+            let facts = backend.tls.as_ref()?.connector.facts()?;
+            Some((format!("backend {}", backend.name), facts.not_after))
+        });
+        listener.chain(backends).collect()
+    }
+
     /// The key of the own address that a connection to `address` would reach, if it is one.
     pub fn own_address(&self, address: &str) -> Option<&'static str> {
         let own = [
@@ -408,6 +466,16 @@ impl Backend {
             weight: 1,
             state: AdminState::Ready,
             connection_token: None,
+            proxy_protocol: None,
+            tls: None,
+        }
+    }
+
+    /// What goes between TCP and the first frame.
+    pub fn transport(&self) -> Transport {
+        Transport {
+            proxy_protocol: self.proxy_protocol,
+            tls: self.tls.as_ref().map(|tls| tls.connector.clone()),
         }
     }
 
@@ -420,7 +488,7 @@ impl Backend {
         for address in addresses {
             let again = backends.iter().any(|b| &*b.address == address);
             let again = again.then(|| "it is there twice".to_owned());
-            let fault = raw::dial_fault(address)
+            let fault = dial_fault(address)
                 .or_else(|| raw::name_fault(address))
                 .or(again);
             if let Some(reason) = fault {

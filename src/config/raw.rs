@@ -14,12 +14,14 @@ use toml::{
 
 use super::{
     diagnostic::Report,
-    reference::{self, Absent, Key, Kind, SECTIONS, Section, Shape},
+    reference::{self, Absent, Key, Kind, SECTIONS, Section, Shape, Short},
 };
+use crate::core::network::Networks;
 
 mod read;
 
-pub(super) use read::{dial_fault, is_principal, name_fault};
+pub use read::dial_fault;
+pub(super) use read::{is_principal, name_fault};
 use read::{kind_of, read, read_default};
 
 /// Most tables of one list; a file has to end somewhere.
@@ -40,6 +42,9 @@ pub(super) enum Value {
     Flag(bool),
     Address(SocketAddr),
     Pattern(Regex),
+    Networks(Networks),
+    /// Written as a table, or short for one; it is among the nested ones.
+    Nested,
 }
 
 /// One `key = value` of the file.
@@ -58,6 +63,8 @@ pub(super) struct Table {
     /// Place of its header or key; none if it is not written.
     pub(super) span: Option<Range<usize>>,
     entries: BTreeMap<&'static str, Entry>,
+    /// By key.
+    nested: BTreeMap<&'static str, Table>,
 }
 
 /// The file.
@@ -94,6 +101,7 @@ impl Raw {
                     section,
                     span: None,
                     entries: BTreeMap::new(),
+                    nested: BTreeMap::new(),
                 });
             }
         }
@@ -128,6 +136,11 @@ impl Table {
     /// The key as written, right or wrong.
     pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries.get(key)
+    }
+
+    /// The table that is written as this key.
+    pub(super) fn nested(&self, key: &str) -> Option<&Self> {
+        self.nested.get(key)
     }
 
     /// Where the key's value stands, if it is written and right.
@@ -235,6 +248,13 @@ impl Table {
         value
     }
 
+    pub(super) fn networks(&self, key: &str) -> Option<Networks> {
+        let Value::Networks(value) = self.value(key)? else {
+            unfit(key)
+        };
+        Some(value)
+    }
+
     pub(super) fn pattern(&self, key: &str) -> Option<Regex> {
         let Value::Pattern(value) = self.value(key)? else {
             unfit(key)
@@ -307,10 +327,9 @@ impl Walk<'_> {
     fn top_level(&mut self, name: Name<'_, '_>, value: &Spanned<DeValue<'_>>, raw: &mut Raw) {
         let word = name.get_ref().as_ref();
         // A quoted name with a dot is not a nested one.
-        let Some(section) = SECTIONS
-            .iter()
-            .find(|s| s.name == word && s.shape != Shape::NestedList)
-        else {
+        let known =
+            |s: &&Section| s.name == word && !matches!(s.shape, Shape::Nested | Shape::NestedList);
+        let Some(section) = SECTIONS.iter().find(known) else {
             self.unknown_section(name, value);
             return;
         };
@@ -322,7 +341,7 @@ impl Walk<'_> {
             (Shape::List | Shape::NestedList, DeValue::Array(items)) => {
                 self.list(section, &name.span(), items, raw);
             }
-            (Shape::Table | Shape::List | Shape::NestedList, other) => {
+            (Shape::Table | Shape::List | Shape::Nested | Shape::NestedList, other) => {
                 raw.faulty.push(section.name);
                 self.wrong_shape(section, &name.span(), other);
             }
@@ -354,7 +373,7 @@ impl Walk<'_> {
     }
 
     /// A key that is a list of tables.
-    fn nested(
+    fn nested_list(
         &mut self,
         name: &str,
         span: &Range<usize>,
@@ -384,7 +403,7 @@ impl Walk<'_> {
                 "a list of tables",
                 format!("write `[[{name}]]`, a block for each of them"),
             ),
-            Shape::Table => ("a table", format!("write `[{name}]`, once")),
+            Shape::Table | Shape::Nested => ("a table", format!("write `[{name}]`, once")),
         };
         let message = format!("{name}: expected {expected}, found {}", kind_of(found));
         self.report.error(span, message).help(help);
@@ -398,6 +417,7 @@ impl Walk<'_> {
         raw: &mut Raw,
     ) -> Table {
         let mut entries = BTreeMap::new();
+        let mut nested = BTreeMap::new();
         for (name, value) in in_order(document) {
             let word = name.get_ref().as_ref();
             let Some(key) = section.key(word) else {
@@ -409,13 +429,16 @@ impl Walk<'_> {
                 self.not_built(&name.span(), &written, key.text);
                 continue;
             }
-            if matches!(key.kind, Kind::Tables) {
-                let name = format!("{}.{word}", section.name);
-                self.nested(&name, &value.span(), value, raw);
-                continue;
-            }
-            let value = self.value(section, key, value);
-            entries.insert(key.name, value);
+            let entry = match key.kind {
+                Kind::Tables => {
+                    let name = format!("{}.{word}", section.name);
+                    self.nested_list(&name, &value.span(), value, raw);
+                    continue;
+                }
+                Kind::Nested(short) => self.nested(section, key, short, value, &mut nested, raw),
+                _ => self.value(section, key, value),
+            };
+            entries.insert(key.name, entry);
         }
         for key in section
             .keys
@@ -435,6 +458,45 @@ impl Walk<'_> {
             section,
             span: Some(span),
             entries,
+            nested,
+        }
+    }
+
+    fn nested(
+        &mut self,
+        section: &Section,
+        key: &'static Key,
+        short: Short,
+        value: &Spanned<DeValue<'_>>,
+        nested: &mut BTreeMap<&'static str, Table>,
+        raw: &mut Raw,
+    ) -> Entry {
+        let span = value.span();
+        let name = format!("{}.{}", section.name, key.name);
+        let inner = SECTIONS.iter().find(|s| s.name == name);
+        let inner = inner.expect("each nested key has its section (tested)");
+        let table = match (value.get_ref(), short) {
+            (DeValue::Table(table), _) => Some(self.table(inner, span.clone(), table, raw)),
+            (DeValue::Boolean(true), Short::Flag) => {
+                Some(self.table(inner, span.clone(), &DeTable::new(), raw))
+            }
+            (DeValue::Boolean(false), Short::Flag) => None,
+            (other, _) => {
+                let found = kind_of(other);
+                let expected = match short {
+                    Short::No => "a table",
+                    Short::Flag => "true, false or a table",
+                };
+                self.report
+                    .error(&span, format!("{name}: expected {expected}, found {found}"))
+                    .help(format!("write `[{name}]`"));
+                return Entry { span, value: None };
+            }
+        };
+        nested.extend(table.map(|table| (key.name, table)));
+        Entry {
+            span,
+            value: Some(Value::Nested),
         }
     }
 
@@ -555,7 +617,7 @@ fn belongs_to(word: &str) -> Option<String> {
         .filter(|s| s.key(word).is_some())
         .map(|s| match s.shape {
             Shape::List | Shape::NestedList => format!("`[[{}]]`", s.name),
-            Shape::Table => format!("`[{}]`", s.name),
+            Shape::Table | Shape::Nested => format!("`[{}]`", s.name),
         });
     let (first, second) = (homes.next()?, homes.next());
     let more = second.map_or(String::new(), |s| format!(" or {s}"));

@@ -33,6 +33,8 @@ pub(super) enum Shape {
     List,
     /// `[[section.name]]`, any number: a key of that section.
     NestedList,
+    /// `[section.name]`: a key of that section, written as a table.
+    Nested,
 }
 
 /// One key.
@@ -124,8 +126,23 @@ pub(super) enum Kind {
     Names,
     /// A list of tables, `[[section.name]]`; their keys stand in the section of that name.
     Tables,
+    /// A list of IP addresses and networks.
+    Networks,
+    /// A name that a certificate can be for.
+    ServerName,
+    /// A table of its own, `[section.name]`; its keys stand in the section of that name.
+    Nested(Short),
     /// A key of a later release.
     NotBuilt,
+}
+
+/// Whether a nested table may be written short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Short {
+    /// As a table only.
+    No,
+    /// `true` is the table with every default, `false` is none.
+    Flag,
 }
 
 /// What holds when a key is not written.
@@ -194,6 +211,9 @@ impl Key {
             | Kind::Words
             | Kind::Names
             | Kind::Tables
+            | Kind::Networks
+            | Kind::ServerName
+            | Kind::Nested(_)
             | Kind::NotBuilt => self.name,
         }
     }
@@ -238,6 +258,10 @@ impl Kind {
             Self::Words => "list of strings".to_owned(),
             Self::Names => "list of names".to_owned(),
             Self::Tables => "tables, see below".to_owned(),
+            Self::Networks => "list of IP addresses and networks".to_owned(),
+            Self::ServerName => "DNS name or IP address".to_owned(),
+            Self::Nested(Short::No) => "table, see below".to_owned(),
+            Self::Nested(Short::Flag) => "`true`, or a table, see below".to_owned(),
             Self::NotBuilt => "not built yet".to_owned(),
         }
     }
@@ -246,7 +270,7 @@ impl Kind {
     fn is_quoted(&self) -> bool {
         !matches!(
             self,
-            Self::Integer { .. } | Self::Number { .. } | Self::Flag
+            Self::Integer { .. } | Self::Number { .. } | Self::Flag | Self::Nested(_)
         )
     }
 }
@@ -257,7 +281,7 @@ pub fn markdown() -> String {
     for section in SECTIONS {
         let brackets = match section.shape {
             Shape::List | Shape::NestedList => format!("[[{}]]", section.name),
-            Shape::Table => format!("[{}]", section.name),
+            Shape::Table | Shape::Nested => format!("[{}]", section.name),
         };
         page.push_str(&format!("\n## `{brackets}`\n\n{}\n\n", section.text));
         page.push_str("| Key | Type | Default | Reload | |\n|---|---|---|---|---|\n");

@@ -1,19 +1,24 @@
 //! The effective configuration as JSON, secrets redacted: for the admin API, and to compare two.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use serde_json::{Map, Value, json};
 
 use super::{
     Backend, Config, CreateExisting, Granularity, Identities, Identity, IssuerFiles, Key,
-    LogFormat, Placement, StallAction,
+    ListenerTls, LogFormat, Placement, StallAction,
     quantity::{show_duration, show_size},
 };
-use crate::core::{
-    access::Share,
-    credential::{Entry, Issuer, role_name},
-    id::Secret,
-    snapshot::{AdminState, Mode},
+use crate::{
+    core::{
+        access::Share,
+        credential::{Entry, Issuer, role_name},
+        id::Secret,
+        network::Networks,
+        proxy_header::Version,
+        snapshot::{AdminState, Mode},
+    },
+    transport::ClientAuth,
 };
 
 /// The configuration in force, defaults included, as `section → key → value`.
@@ -46,6 +51,10 @@ pub fn redacted(config: &Config) -> Value {
             "handshake_timeout": show_duration(listener.handshake_timeout),
             "write_stall": show_duration(listener.write_stall),
             "allow_anonymous": listener.allow_anonymous,
+            "allow_from": listener.allow_from.as_ref().map(Networks::texts),
+            "proxy_protocol": if listener.proxy_protocol_from.is_some() { "required" } else { "off" },
+            "proxy_protocol_from": listener.proxy_protocol_from.as_ref().map(Networks::texts),
+            "tls": listener.tls.as_ref().map(listener_tls),
         },
         "admin": {
             "address": admin.address.to_string(),
@@ -219,7 +228,8 @@ fn issuer((issuer, files): (&Issuer, &IssuerFiles)) -> Value {
 
 /// One section of [`redacted`], or none.
 pub(super) fn section<'a>(view: &'a Value, name: &str) -> Option<&'a Map<String, Value>> {
-    view.get(name).and_then(Value::as_object)
+    let place = name.split('.').try_fold(view, |view, part| view.get(part));
+    place.and_then(Value::as_object)
 }
 
 /// As written in the file.
@@ -238,7 +248,36 @@ fn backend(backend: &Backend) -> Value {
         "weight": backend.weight,
         "state": state(backend.state),
         "connection_token": secret(backend.connection_token.as_ref()),
+        "proxy_protocol": match backend.proxy_protocol {
+            None => "off",
+            Some(Version::V1) => "v1",
+            Some(Version::V2) => "v2",
+        },
+        "tls": backend.tls.as_ref().map(|tls| json!({
+            "ca": path(tls.ca.as_ref()),
+            "server_name": tls.server_name,
+            "cert": path(tls.cert.as_ref()),
+            "key": path(tls.key.as_ref()),
+        })),
     })
+}
+
+/// Files by name; what they hold is nobody's business.
+fn listener_tls(tls: &ListenerTls) -> Value {
+    json!({
+        "cert": path(Some(&tls.cert)),
+        "key": path(Some(&tls.key)),
+        "client_ca": path(tls.client_ca.as_ref()),
+        "client_auth": match tls.client_auth {
+            ClientAuth::None => "none",
+            ClientAuth::Optional => "optional",
+            ClientAuth::Required => "required",
+        },
+    })
+}
+
+fn path(path: Option<&PathBuf>) -> Option<String> {
+    path.map(|path| path.display().to_string())
 }
 
 fn secret(secret: Option<&Secret>) -> Option<&'static str> {

@@ -5,6 +5,8 @@
 use std::{
     collections::HashMap,
     io,
+    pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -13,15 +15,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-};
+use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio_util::io::poll_read_buf;
 
-use crate::core::id::SessionId;
+use crate::{
+    core::{id::SessionId, proxy_header::Source},
+    transport::{ConnectError, Stream, Transport},
+};
 
 /// Largest header block that is taken from a backend, in bytes.
 const MAX_HEADER: usize = 8 << 10;
@@ -106,8 +106,7 @@ struct Pending<P> {
 
 /// An open connection and the calls on it.
 pub(super) struct Link<P> {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    stream: Stream,
     inbox: BytesMut,
     outbox: BytesMut,
     /// Length of the body that is being read, once its header is complete.
@@ -151,10 +150,22 @@ struct ErrorObject {
 
 /// Connects; `keepalive` is the time before the first probe of an idle connection.
 /// Waits as long as the system does: the caller sets the limit.
-pub(super) async fn connect(address: &str, keepalive: Option<Duration>) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+pub(super) async fn connect(
+    address: &str,
+    keepalive: Option<Duration>,
+    transport: &Transport,
+) -> Result<Stream, ConnectError> {
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(ConnectError::Tcp)?;
+    prepare(&stream, keepalive).map_err(ConnectError::Tcp)?;
+    // It is Taxiway's own, no client's.
+    transport.secure(stream, address, Source::Own).await
+}
+
+fn prepare(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
+    let socket = SockRef::from(stream);
     if let Some(time) = keepalive {
         let probes = TcpKeepalive::new()
             .with_time(time)
@@ -164,7 +175,7 @@ pub(super) async fn connect(address: &str, keepalive: Option<Duration>) -> io::R
     // What was written and is not acknowledged for so long will not be.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(stream)
+    Ok(())
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -174,11 +185,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 impl<P> Link<P> {
     /// Over a fresh connection. `is_wanted` tells which calls may be forgotten when too many are
     /// pending.
-    pub(super) fn new(stream: TcpStream, is_wanted: fn(&P) -> bool) -> Self {
-        let (read, write) = stream.into_split();
+    pub(super) fn new(stream: Stream, is_wanted: fn(&P) -> bool) -> Self {
         Self {
-            read,
-            write,
+            stream,
             inbox: BytesMut::new(),
             outbox: BytesMut::new(),
             body: None,
@@ -238,25 +247,40 @@ impl<P> Link<P> {
                 }
             }
             self.inbox.reserve(READ_ROOM);
-            tokio::select! {
-                read = self.read.read_buf(&mut self.inbox) => {
-                    if read? == 0 {
-                        let whole =
-                            self.inbox.is_empty() && self.body.is_none() && self.skip == 0;
-                        return Err(if whole { LinkError::Closed } else { LinkError::Cut });
-                    }
-                }
-                written = self.write.write_buf(&mut self.outbox), if !self.outbox.is_empty() => {
-                    written?;
-                }
+            if std::future::poll_fn(|task| self.poll_io(task)).await? == 0 {
+                let whole = self.inbox.is_empty() && self.body.is_none() && self.skip == 0;
+                return Err(if whole {
+                    LinkError::Closed
+                } else {
+                    LinkError::Cut
+                });
             }
+        }
+    }
+
+    /// Writes what is queued, and reads: how many bytes came.
+    fn poll_io(&mut self, task: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut written = Ok(());
+        while !self.outbox.is_empty() && written.is_ok() {
+            match Pin::new(&mut self.stream).poll_write(task, &self.outbox) {
+                Poll::Ready(Ok(0)) => written = Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => self.outbox.advance(n),
+                Poll::Ready(Err(error)) => written = Err(error),
+                Poll::Pending => break,
+            }
+        }
+        // What the backend said before it left counts, though it takes nothing any more.
+        let read = poll_read_buf(Pin::new(&mut self.stream), task, &mut self.inbox);
+        match (read, written) {
+            (Poll::Pending, Err(error)) => Poll::Ready(Err(error)),
+            (read, _) => read,
         }
     }
 
     /// Writes what is queued as far as the socket takes it without waiting.
     pub(super) fn flush(&mut self) {
         while !self.outbox.is_empty() {
-            match self.write.try_write(&self.outbox) {
+            match self.stream.try_write(&self.outbox) {
                 Ok(n) if n > 0 => self.outbox.advance(n),
                 // Errors show up again in `next`, which then ends the connection.
                 Ok(_) | Err(_) => return,

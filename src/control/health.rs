@@ -14,10 +14,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokio::{
-    net::TcpStream,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use board::{Activity, AskError, Lost};
 pub(super) use board::{Board, Command, Comparison, Habits, Observed, Reply, Target};
@@ -27,11 +24,14 @@ use super::{
     connection::{self, Answer, Incoming, Link, LinkError},
     fence::{FenceError, LastLine},
 };
-use crate::core::{
-    id::{BackendName, SessionId},
-    outlier::{Cause, Disk, Outlier},
-    release::Release,
-    snapshot::Health,
+use crate::{
+    core::{
+        id::{BackendName, SessionId},
+        outlier::{Cause, Disk, Outlier},
+        release::Release,
+        snapshot::Health,
+    },
+    transport::{ConnectError, Fault, Stream},
 };
 
 /// What clients may be told to support: Taxiway passes their own choice on its other connections.
@@ -66,7 +66,7 @@ fn is_wanted(purpose: &Purpose) -> bool {
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
 
 /// The task's state.
 pub(super) struct Watch {
@@ -113,7 +113,7 @@ struct Confirming {
 
 enum Wake {
     Incoming(Result<Incoming<Purpose>, LinkError>),
-    Connected(io::Result<TcpStream>),
+    Connected(Result<Stream, ConnectError>),
     Confirmed(Result<Answer, AskError>),
     Fenced(Result<LastLine, FenceError>),
     Command(Option<Command>),
@@ -271,11 +271,11 @@ impl Watch {
                 self.unanswered += 1;
             }
         } else {
-            let address = self.target.address.clone();
+            let (address, transport) = (self.target.address.clone(), self.target.transport.clone());
             let keepalive = self.habits.keepalive;
             // The deadline of the probe ends it.
             self.connecting = Some(Box::pin(async move {
-                connection::connect(&address, keepalive).await
+                connection::connect(&address, keepalive, &transport).await
             }));
         }
     }
@@ -288,11 +288,13 @@ impl Watch {
         }
     }
 
-    fn handle_stream(&mut self, now: Instant, stream: io::Result<TcpStream>) {
+    fn handle_stream(&mut self, now: Instant, stream: Result<Stream, ConnectError>) {
         self.connecting = None;
         let stream = match stream {
             Ok(stream) => stream,
-            Err(error) => {
+            // Somebody is there, and cannot be used.
+            Err(ConnectError::Tls(fault)) => return self.reject(now, format!("TLS: {fault}")),
+            Err(ConnectError::Tcp(error) | ConnectError::Broken(error)) => {
                 if is_gone(&error) {
                     self.note_gone();
                 }
@@ -446,6 +448,10 @@ impl Watch {
     fn handle_link_error(&mut self, now: Instant, error: &LinkError) {
         match error {
             LinkError::Violation(what) => self.violate(now, Arc::from(*what)),
+            // In TLS 1.3 a refused certificate shows in the first read.
+            LinkError::Io(error) if let Some(fault) = Fault::of(error) => {
+                self.reject(now, format!("TLS: {fault}"));
+            }
             // Cut short is what a killed process leaves too.
             LinkError::Closed | LinkError::Cut | LinkError::Io(_) => {
                 tracing::debug!(backend = %self.name, %error, "control connection ended");

@@ -32,6 +32,7 @@ use crate::{
         release::Ejection,
         snapshot::{AdminState, Backend, Health, Mode, Snapshot},
     },
+    transport::Transport,
 };
 
 /// Commands that may await a backend's task.
@@ -322,6 +323,15 @@ impl Pool {
         self.inner.report(name, Command::Gone);
     }
 
+    /// What goes between TCP and the first frame of a connection to a backend's address in force.
+    pub fn transport(&self, name: &BackendName) -> Transport {
+        let state = self.inner.lock();
+        let member = state.members.get(name);
+        member
+            .map(|member| member.transport.clone())
+            .unwrap_or_default()
+    }
+
     /// Where to mark that frames come from a backend; to be fetched once per connection.
     pub fn activity(&self, name: &BackendName) -> Option<Arc<Activity>> {
         self.inner
@@ -457,6 +467,7 @@ impl Inner {
     ) -> Member {
         let target = Target {
             address: configured.address.clone(),
+            transport: configured.transport(),
             token: configured.connection_token.clone(),
             rules,
             failover: failover.clone(),
@@ -477,6 +488,7 @@ impl Inner {
         tokio::spawn(watch.run(follow_target, take_commands));
         Member {
             address: configured.address.clone(),
+            transport: configured.transport(),
             configured,
             removed: false,
             wish,

@@ -8,16 +8,17 @@ use std::{
 
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::core::{
-    connect::{self, Options},
-    frame::{Cut, Cutter, FrameLimits},
-    id::Secret,
-    reply,
+use crate::{
+    core::{
+        connect::{self, Options},
+        frame::{Cut, Cutter, FrameLimits},
+        id::Secret,
+        proxy_header::Source,
+        reply,
+    },
+    transport::{ConnectError, Fault, Stream, Transport},
 };
 
 /// Answers larger than this are not a CLI's.
@@ -42,6 +43,9 @@ pub enum ProbeError {
     /// No connection, or it broke.
     #[error("{0}")]
     Unreachable(#[from] io::Error),
+    /// TLS with it failed.
+    #[error("{0}")]
+    Tls(Fault),
     /// Something accepts and does not answer: a stopped process does so.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
@@ -73,23 +77,31 @@ struct Complaint {
     message: String,
 }
 
-/// Asks the server at `address` (`host:port`) whether it lives.
+/// Asks the server at `address` (`host:port`) whether it lives, over that transport.
 ///
 /// # Errors
 /// It does not, or not within `timeout`.
 pub async fn ping(
     address: &str,
+    transport: &Transport,
     token: Option<&Secret>,
     timeout: Duration,
 ) -> Result<Pong, ProbeError> {
-    tokio::time::timeout(timeout, ask(address, token))
+    tokio::time::timeout(timeout, ask(address, transport, token))
         .await
         .map_err(|_| ProbeError::TimedOut(timeout))?
 }
 
-async fn ask(address: &str, token: Option<&Secret>) -> Result<Pong, ProbeError> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+async fn ask(
+    address: &str,
+    transport: &Transport,
+    token: Option<&Secret>,
+) -> Result<Pong, ProbeError> {
+    let connected = transport.connect(address, None, Source::Own).await;
+    let mut stream = connected.map_err(|error| match error {
+        ConnectError::Tls(fault) => ProbeError::Tls(fault),
+        ConnectError::Tcp(error) | ConnectError::Broken(error) => error.into(),
+    })?;
     let params = connect::upstream_params(&Options::of_control_connection(), token);
     let greeting = call(&mut stream, 0, "connect", &params).await?;
     if let Some(complaint) = &greeting.error
@@ -117,8 +129,16 @@ async fn ask(address: &str, token: Option<&Secret>) -> Result<Pong, ProbeError> 
     })
 }
 
+/// In TLS 1.3 a refused certificate shows in the first read.
+fn told(error: io::Error) -> ProbeError {
+    match Fault::of(&error) {
+        Some(fault) => ProbeError::Tls(fault),
+        None => error.into(),
+    }
+}
+
 async fn call(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     id: u64,
     method: &str,
     params: &str,
@@ -144,7 +164,8 @@ async fn call(
                 }
             }
             Ok(Cut::Incomplete { .. }) => {
-                if stream.read_buf(&mut buffer).await? == 0 {
+                let read = stream.read_buf(&mut buffer).await;
+                if read.map_err(told)? == 0 {
                     return Err(ProbeError::Stranger);
                 }
             }

@@ -437,6 +437,8 @@ impl Server {
                         weight: 1,
                         state: AdminState::Ready,
                         connection_token: Some(self.token.clone()),
+                        proxy_protocol: None,
+                        tls: None,
                     },
                 ),
             }

@@ -117,6 +117,29 @@ pub enum TakeOverResult {
     Ended,
 }
 
+/// Why a client's connection was closed before its first frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotAdmitted {
+    /// Its address is not in `listener.allow_from`.
+    AllowFrom,
+    /// It is to come through a balancer, and its address is not one's.
+    ProxyFrom,
+    /// It does not start with a PROXY header, or with a broken one.
+    ProxyHeader,
+    /// It does not speak TLS, and the listener does.
+    PlainOnTls,
+    /// It speaks TLS, and the listener does not.
+    TlsOnPlain,
+    /// Its certificate is not good, or missing.
+    Certificate,
+    /// TLS failed for another reason.
+    Tls,
+    /// None of this came to an end within `listener.handshake_timeout`.
+    TimedOut,
+    /// It left before.
+    Left,
+}
+
 /// Everything the line of one turn says.
 #[derive(Clone, Debug)]
 pub struct TurnRecord {
@@ -258,6 +281,14 @@ pub enum Event {
     ConnectionOpened {
         connection: ConnectionId,
         client: SocketAddr,
+    },
+    /// It was closed before its first frame. Floods of these are logged in part: see
+    /// `Metrics::not_admitted`.
+    NotAdmitted {
+        client: SocketAddr,
+        reason: NotAdmitted,
+        /// For people.
+        detail: Arc<str>,
     },
     ConnectionClosed {
         connection: ConnectionId,

@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{Label, Observer, clip, clip_to, metrics::unix_now};
 use crate::core::{
-    event::{Event, TurnRecord, UpgradePhase},
+    event::{Event, NotAdmitted, TurnRecord, UpgradePhase},
     release::How,
     snapshot::Health,
 };
@@ -49,6 +49,7 @@ impl Observer {
                 }
             }
             Event::LimitHit { limit, .. } => metrics.limit_hit(limit),
+            Event::NotAdmitted { reason, .. } => metrics.not_admitted(*reason),
             Event::CreateExisting { action, .. } => metrics.session_create_existing(action),
             Event::SessionNotFound { reason, .. } => metrics.session_not_found(reason.label()),
             Event::Denied { reason, .. } => metrics.access_denied(reason.label()),
@@ -93,6 +94,30 @@ impl Observer {
                 connection = connection.0,
                 client_addr = %client,
                 what = "opened",
+                "connection"
+            ),
+            Event::NotAdmitted {
+                client,
+                reason: reason @ NotAdmitted::Left,
+                detail,
+            } => debug!(
+                target: "taxiway",
+                client_addr = %client,
+                what = "not_admitted",
+                reason = reason.label(),
+                detail = clip(detail),
+                "connection"
+            ),
+            Event::NotAdmitted {
+                client,
+                reason,
+                detail,
+            } => warn!(
+                target: "taxiway",
+                client_addr = %client,
+                what = "not_admitted",
+                reason = reason.label(),
+                detail = clip(detail),
                 "connection"
             ),
             Event::ConnectionClosed {
@@ -627,6 +652,7 @@ fn write_backend(event: &Event) {
             "backend"
         ),
         Event::ConnectionOpened { .. }
+        | Event::NotAdmitted { .. }
         | Event::ConnectionClosed { .. }
         | Event::Authenticated { .. }
         | Event::AuthenticationFailed { .. }

@@ -4,8 +4,8 @@
 
 use crate::core::{
     event::{
-        CallOutcome, ClosedBy, Direction, FrameKind, PlacementReason, ReopenResult, TakeOverResult,
-        TurnOutcome, UpgradePhase,
+        CallOutcome, ClosedBy, Direction, FrameKind, NotAdmitted, PlacementReason, ReopenResult,
+        TakeOverResult, TurnOutcome, UpgradePhase,
     },
     release::How,
     snapshot::{AdminState, Health, Mode},
@@ -53,6 +53,17 @@ labels! {
         Response = "response",
         Error = "error",
         Invalid = "invalid",
+    }
+    NotAdmitted {
+        AllowFrom = "allow_from",
+        ProxyFrom = "proxy_protocol_from",
+        ProxyHeader = "proxy_header",
+        PlainOnTls = "plain_on_tls",
+        TlsOnPlain = "tls_on_plain",
+        Certificate = "certificate",
+        Tls = "tls",
+        TimedOut = "timeout",
+        Left = "left",
     }
     CallOutcome {
         Ok = "ok",
@@ -144,6 +155,7 @@ mod tests {
     fn positions_follow_the_list_and_words_differ() {
         ordered::<Direction>();
         ordered::<FrameKind>();
+        ordered::<NotAdmitted>();
         ordered::<CallOutcome>();
         ordered::<TurnOutcome>();
         ordered::<ClosedBy>();

@@ -9,6 +9,7 @@ mod ears;
 mod judging;
 mod mail;
 mod parting;
+mod reach;
 mod searches;
 mod tally;
 mod timer;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{net::TcpStream, time::Sleep};
+use tokio::time::Sleep;
 
 use self::{
     ears::Ears,
@@ -35,6 +36,7 @@ use self::{
 use super::{
     Rules, Shared,
     error_lines::ErrorLines,
+    front,
     hub::{Mailbox, Message},
     locator::Found,
     outbuf::OutBuf,
@@ -43,13 +45,16 @@ use super::{
     readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
     services,
 };
-use crate::core::{
-    credential::Proved,
-    directory::Standing,
-    event::{Event, PlacementReason},
-    id::{ConnectionId, SessionId},
-    mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
-    snapshot::Snapshot,
+use crate::{
+    core::{
+        credential::Proved,
+        directory::Standing,
+        event::{Event, PlacementReason},
+        id::{ConnectionId, SessionId},
+        mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
+        snapshot::Snapshot,
+    },
+    transport::Stream,
 };
 
 /// Beyond this many bytes that a client has not taken, its backends are not read: they feel it.
@@ -66,7 +71,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What a started piece of work ends with.
 enum Done {
-    Connected(SlotId, io::Result<TcpStream>),
+    Connected(SlotId, io::Result<Stream>),
     /// None if it was ended before it was over.
     Located(u64, Option<Found>),
     Served(u64, Served),
@@ -85,9 +90,11 @@ pub struct Driver {
     wall: SystemTime,
     mux: Mux,
     /// None once it has left and its sessions go on.
-    client: Option<TcpStream>,
+    client: Option<Stream>,
     client_in: Vec<u8>,
     client_out: OutBuf,
+    /// Nothing has come from it yet.
+    client_is_new: bool,
     upstreams: Vec<Option<Upstream>>,
     work: FuturesUnordered<Boxed<Done>>,
     mailbox: Arc<Mailbox>,
@@ -115,7 +122,7 @@ pub struct Driver {
 
 impl Driver {
     /// The task of a connection that was just accepted.
-    pub fn new(shared: Shared, id: ConnectionId, peer: SocketAddr, client: TcpStream) -> Self {
+    pub fn new(shared: Shared, id: ConnectionId, peer: SocketAddr, client: Stream) -> Self {
         let rules = shared.rules.load_full();
         let now = Instant::now();
         let mux = Mux::new(id, peer, now, &rules.mux);
@@ -130,6 +137,7 @@ impl Driver {
             client: Some(client),
             client_in: Vec::new(),
             client_out: OutBuf::default(),
+            client_is_new: true,
             upstreams: Vec::new(),
             work: FuturesUnordered::new(),
             mailbox,
@@ -543,6 +551,14 @@ impl Driver {
             }
             Poll::Ready(Ok(n)) => (kept + n, !self.client_in.is_empty()),
         };
+        if std::mem::take(&mut self.client_is_new)
+            && let Some(why) = front::stranger(&buffer[..input])
+        {
+            give_back(buffer);
+            self.send_away(why);
+            self.step(now, snapshot, task, &[], |_, _, _| 0);
+            return true;
+        }
         let large = std::mem::take(&mut self.client_in);
         let bytes = if whole { &large[..] } else { &buffer[..input] };
         let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {

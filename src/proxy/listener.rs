@@ -10,11 +10,22 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, driver::Driver, relay, socket};
-use crate::core::{event::Event, id::ConnectionId};
+use super::{
+    Shared,
+    driver::Driver,
+    front::{Doorbook, Front},
+    relay,
+};
+use crate::{
+    core::{
+        event::{Event, NotAdmitted},
+        id::ConnectionId,
+    },
+    transport::{Stream, prepare},
+};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -42,6 +53,9 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Connections {
     next: Arc<AtomicU64>,
     tasks: TaskTracker,
+    /// Whoever has not passed the front by then is sent away: nobody would tell it of the end.
+    closing: CancellationToken,
+    doorbook: Arc<Doorbook>,
 }
 
 impl Default for Connections {
@@ -49,7 +63,22 @@ impl Default for Connections {
         Self {
             next: Arc::new(AtomicU64::new(1)),
             tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            doorbook: Arc::default(),
         }
+    }
+}
+
+/// The task of a connection whose certificate, if it has shown one, says who it is. One that is
+/// nobody's proves nothing: a token may still.
+fn driver(shared: Shared, id: ConnectionId, client: SocketAddr, stream: Stream) -> Driver {
+    let shown = stream.peer_identity();
+    let principals = shared.rules.load().principals.clone();
+    let driver = Driver::new(shared, id, client, stream);
+    let proved = shown.and_then(|identity| principals.by_certificate(&identity.names).ok());
+    match proved {
+        Some(proved) => driver.known_as(proved),
+        None => driver,
     }
 }
 
@@ -57,6 +86,12 @@ impl Connections {
     /// How many are open.
     pub fn open(&self) -> usize {
         self.tasks.len()
+    }
+
+    /// Sends away whoever has not done its handshake; call it before the others are told that
+    /// Taxiway ends.
+    pub fn close_front(&self) {
+        self.closing.cancel();
     }
 
     /// Waits until none is open; call it once nothing accepts any more.
@@ -82,7 +117,7 @@ impl Connections {
         }
     }
 
-    fn start(&self, stream: tokio::net::TcpStream, peer: SocketAddr, shared: &Shared) {
+    fn start(&self, stream: TcpStream, peer: SocketAddr, shared: &Shared) {
         let rules = shared.rules.load();
         if self.tasks.len() >= rules.connections {
             // Closed at once: a client that waits for an answer would only wait longer.
@@ -92,16 +127,59 @@ impl Connections {
             });
             return;
         }
-        if socket::prepare(&stream, rules.tcp_keepalive).is_err() {
+        if let Err(closed) = rules.front.admit(peer) {
+            self.doorbook.note(&shared.observer, peer, closed);
+            return;
+        }
+        if prepare(&stream, rules.tcp_keepalive).is_err() {
             return;
         }
         let id = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
-        if rules.by_connection {
+        let by_connection = rules.by_connection;
+        if !rules.front.is_plain() {
+            let front = rules.front.clone();
+            let connections = self.clone();
+            let shared = shared.clone();
+            self.tasks.spawn(async move {
+                let Some((stream, client)) = connections.pass(&front, stream, peer, &shared).await
+                else {
+                    return;
+                };
+                // Its own allocation, so that no connection carries the other kind's state.
+                if by_connection {
+                    Box::pin(relay::run(shared, id, client, stream)).await;
+                } else {
+                    Box::pin(driver(shared, id, client, stream).run()).await;
+                }
+            });
+        } else if by_connection {
+            let stream = Stream::Plain(stream);
             self.tasks
                 .spawn(relay::run(shared.clone(), id, peer, stream));
         } else {
+            let stream = Stream::Plain(stream);
             self.tasks
                 .spawn(Driver::new(shared.clone(), id, peer, stream).run());
         }
+    }
+
+    /// The connection behind the front, and where its client is.
+    async fn pass(
+        &self,
+        front: &Front,
+        stream: TcpStream,
+        peer: SocketAddr,
+        shared: &Shared,
+    ) -> Option<(Stream, SocketAddr)> {
+        let received = tokio::select! {
+            received = front.receive(stream, peer) => received,
+            () = self.closing.cancelled() => {
+                let what = "Taxiway is shutting down".to_owned();
+                Err((peer, (NotAdmitted::Left, what)))
+            }
+        };
+        received
+            .map_err(|(client, closed)| self.doorbook.note(&shared.observer, client, closed))
+            .ok()
     }
 }

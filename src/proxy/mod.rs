@@ -4,6 +4,7 @@
 pub mod doorman;
 pub mod driver;
 mod error_lines;
+mod front;
 pub mod hub;
 pub mod listener;
 mod locator;
@@ -16,14 +17,14 @@ mod readbuf;
 mod relay;
 mod services;
 mod sight;
-mod socket;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 pub use self::{
-    doorman::Doorman, hub::Hub, mover::Moves, pacer::Pacer, port::Pool, providers::Providers,
+    doorman::Doorman, front::Front, hub::Hub, mover::Moves, pacer::Pacer, port::Pool,
+    providers::Providers,
 };
 use crate::{
     core::{
@@ -92,6 +93,8 @@ pub struct Rules {
     pub tcp_keepalive: Option<std::time::Duration>,
     /// A peer that reads nothing for so long with a full buffer is given up.
     pub write_stall: std::time::Duration,
+    /// What connections have to pass before their first frame.
+    pub front: Arc<Front>,
     /// Client connections at a time.
     pub connections: usize,
     /// How long a drained backend keeps what runs there.

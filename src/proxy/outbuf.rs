@@ -7,7 +7,9 @@ use std::{
     time::Instant,
 };
 
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::io::AsyncWrite;
+
+use crate::transport::Stream;
 
 /// At most this many slices go into one `writev`.
 const SLICES: usize = 64;
@@ -19,6 +21,8 @@ pub(super) struct OutBuf {
     start: usize,
     /// Since when the socket has taken nothing although something waits.
     stalled_since: Option<Instant>,
+    /// The socket has taken bytes that it has not given to the system: TLS keeps some.
+    unsent: bool,
 }
 
 impl OutBuf {
@@ -27,7 +31,7 @@ impl OutBuf {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.start == self.bytes.len() && !self.unsent
     }
 
     /// Since when nothing was taken.
@@ -46,11 +50,11 @@ impl OutBuf {
     /// The socket's.
     pub(super) fn flush(
         &mut self,
-        socket: &mut TcpStream,
+        socket: &mut Stream,
         now: Instant,
         cx: &mut Context<'_>,
     ) -> io::Result<()> {
-        while !self.is_empty() {
+        while self.start < self.bytes.len() {
             match Pin::new(&mut *socket).poll_write(cx, &self.bytes[self.start..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => {
@@ -70,6 +74,12 @@ impl OutBuf {
         }
         self.bytes = Vec::new();
         self.start = 0;
+        self.unsent = false;
+        if socket.holds_unsent() && Pin::new(socket).poll_flush(cx)?.is_pending() {
+            self.unsent = true;
+            self.stalled_since.get_or_insert(now);
+            return Ok(());
+        }
         self.stalled_since = None;
         Ok(())
     }
@@ -81,7 +91,7 @@ impl OutBuf {
     /// The socket's.
     pub(super) fn write(
         &mut self,
-        socket: &mut TcpStream,
+        socket: &mut Stream,
         slices: &[IoSlice<'_>],
         now: Instant,
         cx: &mut Context<'_>,
@@ -110,6 +120,10 @@ impl OutBuf {
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => break,
             }
+        }
+        if self.start == self.bytes.len() && socket.holds_unsent() {
+            self.unsent = true;
+            self.stalled_since.get_or_insert(now);
         }
         if let Some((first, others)) = rest.split_first() {
             if self.is_empty() {

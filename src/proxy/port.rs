@@ -3,7 +3,10 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use crate::core::{id::BackendName, snapshot::Snapshot};
+use crate::{
+    core::{id::BackendName, snapshot::Snapshot},
+    transport::Transport,
+};
 
 /// A boxed future that owns all it needs.
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -49,6 +52,9 @@ pub trait Pool: Send + Sync + 'static {
 
     /// It broke the protocol.
     fn report_violation(&self, backend: &BackendName, what: &str);
+
+    /// What goes between TCP and the first frame of a connection to it.
+    fn transport(&self, backend: &BackendName) -> Transport;
 
     /// Where upstream connections note that it is alive, so that a busy backend whose pings are
     /// late is not taken for dead. None for a backend that is no longer in the pool.

@@ -9,10 +9,9 @@ use std::{
     task::{Context as Task, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::transport::Stream;
 
 /// The shared read buffer of a thread.
 const SCRATCH: usize = 128 * 1024;
@@ -61,7 +60,7 @@ pub(super) fn restore(input: &mut Vec<u8>, kept: &[u8]) {
 /// Reads once, behind `kept` bytes of the shared buffer, or at the end of `input` if a large frame
 /// gathers there.
 pub(super) fn read(
-    socket: &mut TcpStream,
+    socket: &mut Stream,
     input: &mut Vec<u8>,
     buffer: &mut [u8],
     kept: usize,

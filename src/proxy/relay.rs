@@ -1,8 +1,6 @@
 //! The layer-4 choice (`routing.granularity = "connection"`): frames are read only until the first
 //! that gives a key, then bytes are relayed to that backend, whatever they are.
 
-mod copy;
-
 use std::{
     io,
     net::SocketAddr,
@@ -14,22 +12,22 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use self::copy::{Halt, copy};
-use super::{Rules, Shared, hub::Message, socket};
-use crate::core::{
-    connect,
-    event::{ClosedBy, Direction, Event, FrameKind},
-    frame::{Cut, Cutter, FrameError},
-    id::{BackendName, ConnectionId, SessionId},
-    locate::Refusal,
-    reply::{self, ProxyError},
-    route::{self, Class},
-    scan::{self, Kind},
+use super::{Rules, Shared, front, hub::Message};
+use crate::{
+    core::{
+        connect,
+        event::{ClosedBy, Direction, Event, FrameKind},
+        frame::{Cut, Cutter, FrameError},
+        id::{BackendName, ConnectionId, SessionId},
+        locate::Refusal,
+        proxy_header::Source,
+        reply::{self, ProxyError},
+        route::{self, Class},
+        scan::{self, Kind},
+    },
+    transport::{Halt, Leg, Stream, Transport, splice},
 };
 
 /// What the first frames have led to.
@@ -46,7 +44,7 @@ enum Greeting {
 }
 
 /// Runs one client connection to its end.
-pub(super) async fn run(shared: Shared, id: ConnectionId, client: SocketAddr, stream: TcpStream) {
+pub(super) async fn run(shared: Shared, id: ConnectionId, client: SocketAddr, stream: Stream) {
     let observer = shared.observer.clone();
     let opened = Instant::now();
     observer.metrics().downstream_opened();
@@ -59,7 +57,7 @@ pub(super) async fn run(shared: Shared, id: ConnectionId, client: SocketAddr, st
     let mut stream = stream;
     let routed = AtomicBool::new(false);
     let (closed_by, reason) = tokio::select! {
-        ended = serve(&shared, &rules, id, &mut stream, &routed) => ended,
+        ended = serve(&shared, &rules, id, client, &mut stream, &routed) => ended,
         reason = shut_down(&mailbox, &routed) => (ClosedBy::Operator, reason.to_owned()),
     };
     shared.hub.leave(id);
@@ -95,10 +93,11 @@ async fn serve(
     shared: &Shared,
     rules: &Arc<Rules>,
     id: ConnectionId,
-    stream: &mut TcpStream,
+    peer: SocketAddr,
+    stream: &mut Stream,
     routed: &AtomicBool,
 ) -> (ClosedBy, String) {
-    let greeting = match Front::new(shared, rules, id).greet(stream).await {
+    let greeting = match Front::new(shared, rules, id, peer).greet(stream).await {
         Ok(greeting) => greeting,
         Err(error) => return (ClosedBy::Client, error.to_string()),
     };
@@ -114,11 +113,17 @@ async fn serve(
     // A backend that cannot be reached is passed over: nothing of the client's has left yet.
     let snapshot = shared.pool.snapshot();
     let mut pool = (*snapshot).clone();
+    let source = |transport: &Transport| match stream.local_addr() {
+        Ok(to) if transport.proxy_protocol.is_some() => Source::Client { from: peer, to },
+        Ok(_) | Err(_) => Source::Own,
+    };
     let upstream = loop {
         let Some((backend, reason)) = shared.store.place(rules.policy, &key, &pool) else {
             return (ClosedBy::Proxy, "no usable backend".to_owned());
         };
-        match open(rules, &snapshot, &backend, &options).await {
+        let transport = shared.pool.transport(&backend);
+        let source = source(&transport);
+        match open(rules, &snapshot, &backend, &transport, source, &options).await {
             Ok(upstream) => {
                 if let Some(session) = session {
                     shared.observer.record(&Event::Placement {
@@ -150,8 +155,8 @@ async fn relay(
     rules: &Rules,
     id: ConnectionId,
     backend: &BackendName,
-    client: &mut TcpStream,
-    upstream: &mut TcpStream,
+    client: &mut Stream,
+    upstream: &mut Stream,
     first: &[u8],
 ) -> (ClosedBy, String) {
     let metrics = shared.observer.metrics();
@@ -163,25 +168,22 @@ async fn relay(
         Ok(Err(error)) => return broken(error),
         Err(_) => return broken(io::ErrorKind::TimedOut.into()),
     }
-    let (mut client_in, mut client_out) = client.split();
-    let (mut upstream_in, mut upstream_out) = upstream.split();
-    let up = copy(&mut client_in, &mut upstream_out, stall, |n| {
-        metrics.add_bytes(Direction::ClientToBackend, n);
-    });
-    let down = copy(&mut upstream_in, &mut client_out, stall, |n| {
-        metrics.add_bytes(Direction::BackendToClient, n);
-        if let Some(activity) = &activity {
-            activity.mark();
+    let joined = splice(client, upstream, stall, |leg, n| match leg {
+        Leg::Forth => metrics.add_bytes(Direction::ClientToBackend, n),
+        Leg::Back => {
+            metrics.add_bytes(Direction::BackendToClient, n);
+            if let Some(activity) = &activity {
+                activity.mark();
+            }
         }
     });
     // The end of one side is passed on; what the other still has to say is waited for.
-    match tokio::try_join!(async { up.await.map_err(End::upward) }, async {
-        down.await.map_err(End::downward)
-    }) {
-        Ok(((), ())) => (ClosedBy::Client, "client closed".to_owned()),
-        Err(End::Backend(error)) => broken(error),
-        Err(End::Client(error)) => (ClosedBy::Client, error.to_string()),
-        Err(End::Stalled) => {
+    match joined.await {
+        Ok(()) => (ClosedBy::Client, "client closed".to_owned()),
+        Err(Halt::Second(error)) => broken(error),
+        Err(Halt::SecondStalled) => broken(io::ErrorKind::TimedOut.into()),
+        Err(Halt::First(error)) => (ClosedBy::Client, error.to_string()),
+        Err(Halt::FirstStalled) => {
             let limit = "listener.write_stall";
             shared.observer.record(&Event::LimitHit {
                 connection: Some(id),
@@ -193,43 +195,20 @@ async fn relay(
     }
 }
 
-/// Whose fault the end of a relay was.
-enum End {
-    Backend(io::Error),
-    Client(io::Error),
-    /// The client took nothing for too long.
-    Stalled,
-}
-
-impl End {
-    fn upward(halt: Halt) -> Self {
-        match halt {
-            Halt::Read(error) => Self::Client(error),
-            Halt::Write(error) => Self::Backend(error),
-            Halt::Stalled => Self::Backend(io::ErrorKind::TimedOut.into()),
-        }
-    }
-
-    fn downward(halt: Halt) -> Self {
-        match halt {
-            Halt::Read(error) => Self::Backend(error),
-            Halt::Write(error) => Self::Client(error),
-            Halt::Stalled => Self::Stalled,
-        }
-    }
-}
-
 /// Connects to `backend` and does its handshake in the client's place.
 async fn open(
     rules: &Rules,
     snapshot: &crate::core::snapshot::Snapshot,
     backend: &BackendName,
+    transport: &Transport,
+    source: Source,
     options: &connect::Options,
-) -> io::Result<TcpStream> {
+) -> io::Result<Stream> {
     let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
     let entry = snapshot.get(backend).ok_or_else(refused)?;
     let greet = async {
-        let mut upstream = socket::connect(&entry.address, rules.tcp_keepalive).await?;
+        let connected = transport.connect(&entry.address, rules.tcp_keepalive, source);
+        let mut upstream = connected.await?;
         let params = connect::upstream_params(options, entry.token.as_ref());
         let mut hello = Vec::new();
         reply::request(&mut hello, b"0", "connect", &params);
@@ -264,7 +243,7 @@ impl Answers {
         }
     }
 
-    async fn next(&mut self, stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    async fn next(&mut self, stream: &mut Stream) -> io::Result<Vec<u8>> {
         let mut buffer = Vec::new();
         loop {
             // Byte by byte up to the header's end, then exactly the body: no byte of the next frame
@@ -288,6 +267,7 @@ struct Front<'a> {
     shared: &'a Shared,
     rules: &'a Rules,
     id: ConnectionId,
+    peer: SocketAddr,
     options: connect::Options,
     /// To be written.
     answers: Vec<u8>,
@@ -295,18 +275,19 @@ struct Front<'a> {
 }
 
 impl<'a> Front<'a> {
-    fn new(shared: &'a Shared, rules: &'a Rules, id: ConnectionId) -> Self {
+    fn new(shared: &'a Shared, rules: &'a Rules, id: ConnectionId, peer: SocketAddr) -> Self {
         Self {
             shared,
             rules,
             id,
+            peer,
             options: connect::Options::default(),
             answers: Vec::new(),
             errors: 0,
         }
     }
 
-    async fn greet(mut self, stream: &mut TcpStream) -> io::Result<Greeting> {
+    async fn greet(mut self, stream: &mut Stream) -> io::Result<Greeting> {
         let mut cutter = Cutter::new(self.rules.mux.frame);
         let mut buffer: Vec<u8> = Vec::new();
         let mut greeted = false;
@@ -378,13 +359,24 @@ impl<'a> Front<'a> {
             if n == 0 {
                 return Ok(Greeting::End(ClosedBy::Client, "client closed".to_owned()));
             }
+            if !greeted
+                && n == buffer.len()
+                && let Some((reason, detail)) = front::stranger(&buffer)
+            {
+                self.shared.observer.record(&Event::NotAdmitted {
+                    client: self.peer,
+                    reason,
+                    detail: detail.into(),
+                });
+                return Ok(Greeting::End(ClosedBy::Proxy, detail.to_owned()));
+            }
         }
     }
 
     /// Answers under no id, and ends.
     async fn end(
         mut self,
-        stream: &mut TcpStream,
+        stream: &mut Stream,
         error: &ProxyError,
         what: &str,
     ) -> io::Result<Greeting> {

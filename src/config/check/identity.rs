@@ -443,6 +443,7 @@ impl Check<'_> {
         }
         if let Some(span) = table.sound("address")
             && !listener.address.ip().is_loopback()
+            && listener.tls.is_none()
         {
             let message = "listener.address: tokens cross the network in clear text";
             self.report

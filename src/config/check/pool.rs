@@ -7,6 +7,7 @@ use crate::{
     config::{Backend, Config, Managed},
     core::{
         id::BackendName,
+        proxy_header::Version,
         snapshot::{AdminState, Mode},
     },
 };
@@ -60,6 +61,7 @@ impl Check<'_> {
                 }
             }
             let connection_token = self.secret(table, "connection_token");
+            let tls = self.backend_tls(table);
             let (Some(name), Some(address)) = (name, address) else {
                 continue;
             };
@@ -74,6 +76,13 @@ impl Check<'_> {
                     _ => None,
                 }),
                 connection_token,
+                proxy_protocol: table.word("proxy_protocol", |word| match word {
+                    "off" => Some(None),
+                    "v1" => Some(Some(Version::V1)),
+                    "v2" => Some(Some(Version::V2)),
+                    _ => None,
+                }),
+                tls,
             });
         }
         backends

@@ -121,7 +121,7 @@ pub(super) fn read(path: &Path, limit: u64) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn is_readable_by_others(path: &Path) -> bool {
+pub(super) fn is_readable_by_others(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     path.metadata()
         .is_ok_and(|m| m.permissions().mode() & 0o004 != 0)

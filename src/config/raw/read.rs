@@ -16,6 +16,7 @@ use crate::{
     },
     core::credential::Fingerprint,
 };
+use crate::{core::network::Networks, transport};
 
 /// What is wrong with a value.
 #[derive(Debug)]
@@ -127,6 +128,21 @@ pub(super) fn read(kind: &Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
             }
             Ok(Value::Words(words))
         }
+        (Kind::Networks, DeValue::Array(items)) => {
+            let texts = items.iter().map(|item| item.get_ref().as_str());
+            match texts.collect::<Option<Vec<_>>>() {
+                None => Err(Fault::new(
+                    "expected a list of networks in quotes",
+                    "not only strings in here",
+                )),
+                Some(texts) if texts.is_empty() => {
+                    Err(Fault::new("is empty", "nobody").help("take it out, or name a network"))
+                }
+                Some(texts) => Networks::parse(texts)
+                    .map(Value::Networks)
+                    .map_err(|bad| Fault::new(bad.to_string(), "")),
+            }
+        }
         (Kind::Duration { .. }, DeValue::Integer(n)) => {
             Err(Fault::new("a duration needs its unit", "of what?")
                 .help(format!("write \"{n}s\", \"{n}ms\", \"{n}m\" or \"{n}h\"")))
@@ -175,6 +191,9 @@ fn plain_name(kind: &Kind) -> String {
         Kind::Words => "a list of strings",
         Kind::Names => "a list of names",
         Kind::Tables => "tables",
+        Kind::Networks => "a list like [\"10.0.0.0/8\"]",
+        Kind::ServerName => "a name in quotes",
+        Kind::Nested(_) => "a table",
         Kind::NotBuilt => "nothing",
     };
     name.to_owned()
@@ -246,12 +265,19 @@ fn read_text(kind: &Kind, text: &str) -> Option<Result<Value, Fault>> {
             return read_text(inner, text)
                 .map(|read| read.map(|_| Value::Words(vec![text.into()])));
         }
+        Kind::ServerName if transport::is_server_name(text) => Ok(Value::Text(text.to_owned())),
+        Kind::ServerName => Err(Fault::new(
+            "not a name that a certificate can be for",
+            "expected a DNS name or IP address",
+        )),
         Kind::Integer { .. }
         | Kind::Number { .. }
         | Kind::Flag
         | Kind::Words
         | Kind::Names
         | Kind::Tables
+        | Kind::Networks
+        | Kind::Nested(_)
         | Kind::NotBuilt => return None,
     })
 }
@@ -435,8 +461,8 @@ fn read_listen(text: &str) -> Result<SocketAddr, Fault> {
     })
 }
 
-/// Is `text` an address to connect to?
-pub(in crate::config) fn dial_fault(text: &str) -> Option<String> {
+/// Why `text` is no address to connect to (`HOST:PORT`); none if it is one.
+pub fn dial_fault(text: &str) -> Option<String> {
     read_dial(text).err().map(|fault| match fault.help {
         Some(help) => format!("{}; {help}", fault.message),
         None => fault.message,

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use self::edges::{BACKENDS, BACKENDS_TLS, LISTENER, LISTENER_TLS};
 use super::{Absent, Key, Kind, Reload, Section, Shape};
 
 mod access;
+mod edges;
 mod identity;
 
 const MODE_IS_FIXED: &str = "each mode keeps homes and owners of sessions in its own way";
@@ -76,53 +78,8 @@ const fn not_built(name: &'static str, text: &'static str) -> Key {
 
 /// Every section, in the order of the documentation.
 pub(in crate::config) const SECTIONS: &[Section] = &[
-    Section {
-        name: "listener",
-        shape: Shape::Table,
-        text: "Where SDK clients connect.",
-        keys: &[
-            key(
-                "address",
-                Kind::Listen,
-                Absent::Value("127.0.0.1:4321"),
-                Reload::Live,
-                "Where clients connect. IPv4: the Python SDK speaks nothing else. Anything but \
-                 loopback needs principals (`[identity]`) or `allow_anonymous`. Connections made to the old address stay.",
-            ),
-            key(
-                "tcp_keepalive",
-                span_or(secs(1), secs(9 * 3600), "off"),
-                Absent::Value("60s"),
-                Reload::NewConnections,
-                "Keep-alive probes towards clients and backends; cloud balancers drop connections \
-                 that were silent for four minutes.",
-            ),
-            key(
-                "handshake_timeout",
-                span(ms(100), HOUR),
-                Absent::Value("10s"),
-                Reload::NewConnections,
-                "From accept to the first complete frame; where clients need a token, to the \
-                 `connect` that proves who they are.",
-            ),
-            key(
-                "write_stall",
-                span(secs(1), HOUR),
-                Absent::Value("30s"),
-                Reload::NewConnections,
-                "A client that reads nothing for so long while its buffer is full is closed.",
-            ),
-            key(
-                "allow_anonymous",
-                Kind::Flag,
-                Absent::Value("false"),
-                Reload::Live,
-                "Allows an address that is not loopback although no principals are configured, so \
-                 that clients need no token: whoever reaches it can use every session.",
-            ),
-            not_built("tls", "TLS to clients"),
-        ],
-    },
+    LISTENER,
+    LISTENER_TLS,
     Section {
         name: "admin",
         shape: Shape::Table,
@@ -578,58 +535,8 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
             ),
         ],
     },
-    Section {
-        name: "backends",
-        shape: Shape::List,
-        text: "The CLI servers, one block each. A backend that is taken out of the file takes no \
-               new sessions and keeps serving the open ones.",
-        keys: &[
-            key(
-                "name",
-                Kind::Name,
-                Absent::Refused,
-                Reload::Live,
-                "Its identity: sessions remember it, placement hashes it. Another name is another \
-                 backend.",
-            ),
-            key(
-                "address",
-                Kind::Dial,
-                Absent::Refused,
-                Reload::Live,
-                "Where it listens. May change: the name and the sessions on its disk stay. While something is open at the old address, that stays in use, without new sessions.",
-            ),
-            key(
-                "weight",
-                Kind::Integer { min: 1, max: 1000 },
-                Absent::Value("1"),
-                Reload::Live,
-                "Its share, relative to the others.",
-            ),
-            key(
-                "state",
-                choice(&["ready", "drain", "maint"]),
-                Absent::Value("ready"),
-                Reload::Live,
-                "`drain`: no new sessions. `maint`: as if it were not there. An operator's command \
-                 wins over it until `taxiway reset NAME`.",
-            ),
-            key(
-                "connection_token_env",
-                Kind::Variable,
-                Absent::Means("no token"),
-                Reload::Live,
-                "The token that the server wants (its `COPILOT_CONNECTION_TOKEN`).",
-            ),
-            key(
-                "connection_token_file",
-                Kind::SecretFile,
-                Absent::Means("no token"),
-                Reload::Live,
-                "The same, from a file.",
-            ),
-        ],
-    },
+    BACKENDS,
+    BACKENDS_TLS,
     Section {
         name: "managed",
         shape: Shape::Table,

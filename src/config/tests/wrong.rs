@@ -45,7 +45,8 @@ const SECTIONS_WRONG: &[Row] = &[
         "[listener]\nzzz = 1\n",
         &[
             "2:1: error: unknown key `listener.zzz`; keys of this section are: address, \
-             tcp_keepalive, handshake_timeout, write_stall, allow_anonymous",
+             tcp_keepalive, handshake_timeout, write_stall, allow_anonymous, \
+           allow_from, proxy_protocol, proxy_protocol_from, tls",
         ],
     ),
     (
@@ -55,13 +56,6 @@ const SECTIONS_WRONG: &[Row] = &[
     (
         "[health]\nmode = 1\n",
         &["2:1: error: unknown key `health.mode`; `mode` belongs to `[routing]`"],
-    ),
-    (
-        "[listener.tls]\ncert = \"x\"\n",
-        &[
-            "1:11: error: not built yet: listener.tls (TLS to clients); take it out: it would \
-             have no effect, and Taxiway ignores nothing silently",
-        ],
     ),
     (
         "[[identity.principals]]\nname = \"x\"\n",
@@ -274,8 +268,8 @@ const SECTIONS_WRONG: &[Row] = &[
         "[listener]\naddress = \"0.0.0.0:4321\"\n",
         &[
             "2:11: error: listener.address: not on loopback, and clients need no token; \
-             listen on 127.0.0.1, say who may connect with [[identity.principals]], or set \
-             `allow_anonymous = true` below [listener]",
+             listen on 127.0.0.1, say who may connect with [[identity.principals]], want client \
+             certificates ([listener.tls]), or set `allow_anonymous = true` below [listener]",
         ],
     ),
     (

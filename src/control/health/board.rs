@@ -22,6 +22,7 @@ use crate::{
         release::Ejection,
         snapshot::Health,
     },
+    transport::Transport,
 };
 
 /// Signs of life that the data plane sees; shared with it.
@@ -80,6 +81,7 @@ pub(in crate::control) enum Command {
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::control) struct Target {
     pub(in crate::control) address: Arc<str>,
+    pub(in crate::control) transport: Transport,
     pub(in crate::control) token: Option<Secret>,
     pub(in crate::control) rules: Rules,
     /// When it is given up although it is only silent.

@@ -22,6 +22,7 @@ use crate::{
         outlier::{Cause, Rules, Standing},
         snapshot::{AdminState, Backend, Health},
     },
+    transport::Transport,
 };
 
 /// Weight of a silent backend that stays in placement because too many are silent.
@@ -37,6 +38,8 @@ pub(super) struct Member {
     pub(super) configured: config::Backend,
     /// The address in force: the configured one once nothing uses the one before.
     pub(super) address: Arc<str>,
+    /// That of the address in force.
+    pub(super) transport: Transport,
     pub(super) removed: bool,
     pub(super) wish: Wish,
     pub(super) observed: Observed,
@@ -73,6 +76,7 @@ impl Member {
     /// Nothing uses the old address any more.
     pub(super) fn finish_move(&mut self, rules: Rules, failover: &Arc<config::Failover>) {
         self.address = self.configured.address.clone();
+        self.transport = self.configured.transport();
         self.disk = None;
         self.retarget(rules, failover);
     }
@@ -140,6 +144,9 @@ impl Member {
         }
         self.removed = false;
         self.configured = configured;
+        if !self.is_moving() {
+            self.transport = self.configured.transport();
+        }
         let to = self.admin();
         if from != to {
             let backend = self.configured.name.clone();
@@ -155,6 +162,7 @@ impl Member {
     pub(super) fn retarget(&self, rules: Rules, failover: &Arc<config::Failover>) {
         let target = Target {
             address: self.address.clone(),
+            transport: self.transport.clone(),
             token: self.configured.connection_token.clone(),
             rules,
             failover: failover.clone(),

@@ -340,6 +340,8 @@ fn named(name: &str, address: impl ToString) -> config::Backend {
         weight: 1,
         state: AdminState::Ready,
         connection_token: None,
+        proxy_protocol: None,
+        tls: None,
     }
 }
 

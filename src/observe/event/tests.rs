@@ -282,6 +282,22 @@ fn every_event() -> Vec<(Event, &'static str)> {
         ),
         (Event::StoreBack, "store"),
         (
+            Event::NotAdmitted {
+                client,
+                reason: NotAdmitted::Certificate,
+                detail: "its certificate has expired".into(),
+            },
+            "connection",
+        ),
+        (
+            Event::NotAdmitted {
+                client,
+                reason: NotAdmitted::Left,
+                detail: "the client left".into(),
+            },
+            "connection",
+        ),
+        (
             Event::ManagedServer {
                 backend,
                 what: text,

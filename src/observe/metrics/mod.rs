@@ -21,7 +21,7 @@ use self::{
 };
 use super::Label;
 use crate::core::{
-    event::{CallOutcome, Direction, FrameKind, UpgradePhase},
+    event::{CallOutcome, Direction, FrameKind, NotAdmitted, UpgradePhase},
     id::BackendName,
 };
 
@@ -49,6 +49,8 @@ const CALL_BUCKETS: &[f64] = &[
 pub struct Metrics {
     registry: Registry,
     downstream_connections: IntGauge,
+    not_admitted: Series<&'static str, IntCounter>,
+    tls_not_after: GaugeVec,
     /// By position of the direction, then of the kind.
     frames: Vec<Vec<IntCounter>>,
     /// By position of the direction.
@@ -106,6 +108,8 @@ impl Metrics {
         let upgrades = counters(r, &table::UPGRADES);
         let metrics = Self {
             downstream_connections: int_gauge(r, &table::DOWNSTREAM_CONNECTIONS),
+            not_admitted: counter_series(r, &table::CONNECTIONS_NOT_ADMITTED),
+            tls_not_after: gauges(r, &table::TLS_NOT_AFTER),
             frames: Direction::ALL
                 .iter()
                 .map(|direction| {
@@ -205,6 +209,26 @@ impl Metrics {
     /// A client's connection closed.
     pub fn downstream_closed(&self) {
         self.downstream_connections.dec();
+    }
+
+    /// A client was closed before its first frame. Counted by `Event::NotAdmitted`; to be called by
+    /// itself where a flood of lines is held back.
+    pub fn not_admitted(&self, reason: NotAdmitted) {
+        self.not_admitted.with(reason.label(), IntCounter::inc);
+        if reason == NotAdmitted::Certificate {
+            self.auth_failure("certificate");
+        }
+    }
+
+    /// When each certificate that is shown to peers expires, in Unix time, by what shows it; the
+    /// others vanish.
+    pub fn set_certificates(&self, certificates: &[(String, i64)]) {
+        self.tls_not_after.reset();
+        for (cert, not_after) in certificates {
+            self.tls_not_after
+                .with_label_values(&[cert.as_str()])
+                .set(*not_after as f64);
+        }
     }
 
     /// The series of a backend, made if they are not there. Resolve once per upstream connection.

@@ -59,6 +59,13 @@ table! {
         "Always 1; the version of this Taxiway.";
     DOWNSTREAM_CONNECTIONS: Gauge "taxiway_downstream_connections" []
         "Client connections that are open.";
+    CONNECTIONS_NOT_ADMITTED: Counter "taxiway_connections_not_admitted_total" ["reason"]
+        "Client connections closed before their first frame: allow_from, proxy_protocol_from (not \
+         from where the configuration allows), proxy_header, plain_on_tls, tls_on_plain (the wrong \
+         protocol), certificate, tls (the handshake failed), timeout, left.";
+    TLS_NOT_AFTER: Gauge "taxiway_tls_certificate_not_after_timestamp_seconds" ["cert"]
+        "When a certificate that Taxiway shows expires, in Unix time: that of the listener, and \
+         those for backends. With a chain, the end of the first that expires.";
     UPSTREAM_CONNECTIONS: Gauge "taxiway_upstream_connections" ["backend"]
         "Connections to a backend that serve clients; its control connection is not counted.";
     SESSIONS_OPEN: Gauge "taxiway_sessions_open" ["backend"]

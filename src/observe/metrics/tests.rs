@@ -13,6 +13,9 @@ use crate::{
 
 /// Moves everything there is at least once.
 fn everything(metrics: &Metrics) {
+    metrics.not_admitted(NotAdmitted::Certificate);
+    metrics.set_certificates(&[("gone".to_owned(), 1)]);
+    metrics.set_certificates(&[("listener".to_owned(), 4_102_444_800)]);
     metrics.add_frames(Direction::ClientToBackend, FrameKind::Request, 3);
     metrics.add_bytes(Direction::BackendToClient, 512);
     metrics.downstream_opened();
@@ -77,6 +80,9 @@ fn every_number_shows_where_it_belongs() {
         "taxiway_frames_total{direction=\"backend_to_client\",kind=\"invalid\"} 0",
         "taxiway_bytes_total{direction=\"backend_to_client\"} 512",
         "taxiway_downstream_connections 1",
+        "taxiway_connections_not_admitted_total{reason=\"certificate\"} 1",
+        "taxiway_auth_failures_total{reason=\"certificate\"} 1",
+        "taxiway_tls_certificate_not_after_timestamp_seconds{cert=\"listener\"} 4102444800",
         "taxiway_calls_total{class=\"session\",outcome=\"ok\"} 1",
         "taxiway_calls_total{class=\"session\",outcome=\"proxy_error\"} 0",
         "taxiway_call_duration_seconds_bucket{class=\"session\",le=\"0.0025\"} 0",

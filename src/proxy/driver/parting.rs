@@ -3,8 +3,6 @@
 
 use std::time::Instant;
 
-use tokio::net::TcpStream;
-
 use super::{Done, Driver, LINGER, Message};
 use crate::{
     core::{
@@ -13,6 +11,7 @@ use crate::{
         mux::{Context, Note},
     },
     proxy::{outbuf::OutBuf, port::Boxed},
+    transport::Stream,
 };
 
 impl Driver {
@@ -68,7 +67,7 @@ impl Driver {
 }
 
 /// Writes what is left for a client, for a while, and closes its connection.
-fn see_off(mut client: TcpStream, mut out: OutBuf) -> Boxed<Done> {
+fn see_off(mut client: Stream, mut out: OutBuf) -> Boxed<Done> {
     Box::pin(async move {
         let written = std::future::poll_fn(|task| {
             let flushed = out.flush(&mut client, Instant::now(), task);

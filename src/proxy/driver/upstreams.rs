@@ -2,8 +2,6 @@
 
 use std::{io, sync::Arc, task::Poll, time::Instant};
 
-use tokio::net::TcpStream;
-
 use super::{Done, Driver, Task};
 use crate::{
     core::{id::BackendName, mux::SlotId, snapshot::Snapshot},
@@ -12,8 +10,8 @@ use crate::{
         outbuf::OutBuf,
         port::Alive,
         readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
-        socket,
     },
+    transport::Stream,
 };
 
 /// Why an upstream connection ends.
@@ -28,7 +26,7 @@ pub(super) enum End {
 /// One upstream connection.
 pub(super) struct Upstream {
     pub(super) slot: SlotId,
-    pub(super) socket: TcpStream,
+    pub(super) socket: Stream,
     pub(super) input: Vec<u8>,
     /// When the last bytes of a frame came whose end has not come.
     pub(super) partial_since: Option<Instant>,
@@ -47,9 +45,14 @@ impl Driver {
             .get(backend)
             .map(|b| b.address.clone());
         let keepalive = self.rules.tcp_keepalive;
+        let transport = self.shared.pool.transport(backend);
+        let source = self.source(&transport);
         self.work.push(Box::pin(async move {
             let connected = match address {
-                Some(address) => socket::connect(&address, keepalive).await,
+                Some(address) => {
+                    let connected = transport.connect(&address, keepalive, source).await;
+                    connected.map_err(io::Error::from)
+                }
                 None => Err(io::ErrorKind::AddrNotAvailable.into()),
             };
             Done::Connected(slot, connected)
@@ -93,7 +96,7 @@ impl Driver {
         snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
         slot: SlotId,
-        socket: TcpStream,
+        socket: Stream,
     ) {
         let Some(backend) = self.mux.backend_of(slot).cloned() else {
             return;

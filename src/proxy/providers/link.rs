@@ -16,7 +16,6 @@ use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
@@ -30,14 +29,13 @@ use crate::{
         id::BackendName,
         mux::BACKEND_FRAME,
         provider::{self, Exchange, Failure, Unasked},
+        proxy_header::Source,
         reply::{self, ProxyError},
         route::{BackendClass, Provider, classify_backend},
         scan::{self, Head, Kind},
     },
-    proxy::{
-        port::{Alive, Answer},
-        socket,
-    },
+    proxy::port::{Alive, Answer},
+    transport::Stream,
 };
 
 /// Bytes that may wait for a backend that does not read.
@@ -256,13 +254,16 @@ impl<'a> Registrar<'a> {
     }
 
     /// Connects and says `connect` with the backend's own token.
-    async fn open(&mut self) -> io::Result<TcpStream> {
+    async fn open(&mut self) -> io::Result<Stream> {
         let snapshot = self.inner.pool.snapshot();
         let entry = snapshot
             .get(self.backend)
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
         let keepalive = self.inner.rules.load().tcp_keepalive;
-        let mut stream = socket::connect(&entry.address, keepalive).await?;
+        let transport = self.inner.pool.transport(self.backend);
+        // It serves whichever client holds a place.
+        let connected = transport.connect(&entry.address, keepalive, Source::Own);
+        let mut stream = connected.await?;
         let params = connect::upstream_params(&connect::Options::default(), entry.token.as_ref());
         let mut hello = Vec::new();
         reply::request(
@@ -286,8 +287,8 @@ impl<'a> Registrar<'a> {
     }
 
     /// Until the connection ends, or the last handle of the link is gone.
-    async fn serve(&mut self, stream: &mut TcpStream, commands: &mut Commands) -> io::Result<()> {
-        let (mut reader, mut writer) = stream.split();
+    async fn serve(&mut self, stream: &mut Stream, commands: &mut Commands) -> io::Result<()> {
+        let (mut reader, mut writer) = tokio::io::split(stream);
         let mut stalled_at = Instant::now();
         loop {
             while let Some(body) = self.cut()? {
@@ -332,7 +333,7 @@ impl<'a> Registrar<'a> {
         }
     }
 
-    async fn read(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+    async fn read(&mut self, stream: &mut Stream) -> io::Result<()> {
         self.input.reserve(READ_ROOM);
         if stream.read_buf(&mut self.input).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

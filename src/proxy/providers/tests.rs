@@ -69,6 +69,10 @@ impl Pool for StillPool {
         panic!("{backend} {what}");
     }
 
+    fn transport(&self, _: &BackendName) -> crate::transport::Transport {
+        crate::transport::Transport::default()
+    }
+
     fn activity(&self, _: &BackendName) -> Option<Arc<dyn Alive>> {
         None
     }
@@ -182,6 +186,7 @@ fn rules() -> Rules {
         write_stall: 30 * second,
         drain_timeout: Duration::from_secs(1),
         connections: 100,
+        front: Arc::default(),
     }
 }
 

@@ -11,11 +11,8 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
     sync::{oneshot, watch},
     task::JoinHandle,
     time::timeout,
@@ -58,9 +55,12 @@ struct Inbox {
     kept: Vec<Arc<Value>>,
 }
 
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// See the module. Dropping it closes the connection.
 pub(crate) struct Client {
-    write: tokio::sync::Mutex<OwnedWriteHalf>,
+    write: tokio::sync::Mutex<Writer>,
     inbox: Arc<Mutex<Inbox>>,
     /// How many are kept; none once the connection has ended.
     count: watch::Receiver<Option<usize>>,
@@ -79,6 +79,16 @@ impl Client {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let (read, write) = stream.into_split();
+        Self::of(Box::new(read), Box::new(write))
+    }
+
+    /// Over a connection of another kind.
+    pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self::of(Box::new(read), Box::new(write))
+    }
+
+    fn of(read: Reader, write: Writer) -> Self {
         let inbox = Arc::new(Mutex::new(Inbox::default()));
         let (tell, count) = watch::channel(Some(0));
         let reader = tokio::spawn(read_all(read, inbox.clone(), tell));
@@ -94,15 +104,29 @@ impl Client {
     /// Connected as SDKs do.
     pub(crate) async fn greeted(address: SocketAddr) -> Self {
         let client = Self::connect(address).await;
-        let answer = client.call("connect", json!({})).await.unwrap();
-        assert_eq!(answer["protocolVersion"], 3);
+        client.greet().await;
         client
+    }
+
+    /// Says `connect`.
+    pub(crate) async fn greet(&self) {
+        let answer = self.call("connect", json!({})).await.unwrap();
+        assert_eq!(answer["protocolVersion"], 3);
+    }
+
+    /// Says that nothing more comes, as SDKs do when they stop.
+    pub(crate) async fn half_close(&self) {
+        self.write.lock().await.shutdown().await.unwrap();
     }
 
     /// Bytes as they are.
     pub(crate) async fn write(&self, bytes: &[u8]) {
         let mut write = self.write.lock().await;
-        let written = timeout(PATIENCE, write.write_all(bytes)).await;
+        let written = timeout(PATIENCE, async {
+            write.write_all(bytes).await?;
+            write.flush().await
+        })
+        .await;
         // A connection that was closed meanwhile shows where its answers are missed.
         let _broken = written.expect("nobody reads");
     }
@@ -254,11 +278,7 @@ pub(crate) fn event<'a>(session: &'a str, kind: &'a str) -> impl Fn(&Value) -> b
     }
 }
 
-async fn read_all(
-    mut read: OwnedReadHalf,
-    inbox: Arc<Mutex<Inbox>>,
-    tell: watch::Sender<Option<usize>>,
-) {
+async fn read_all(mut read: Reader, inbox: Arc<Mutex<Inbox>>, tell: watch::Sender<Option<usize>>) {
     let mut buffer = Vec::new();
     let mut done = 0;
     loop {

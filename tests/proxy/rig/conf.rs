@@ -64,7 +64,7 @@ impl Conf {
 
     /// `section.key = value`, the value as TOML.
     pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
-        let (section, key) = key.split_once('.').unwrap();
+        let (section, key) = key.rsplit_once('.').unwrap();
         let section = self.sections.entry(section.to_owned()).or_default();
         section.insert(key.to_owned(), value.to_owned());
         self

@@ -2,7 +2,9 @@
 
 mod admin;
 mod broken;
+mod certs;
 mod client;
+mod companion;
 mod conf;
 mod process;
 mod raw;
@@ -15,7 +17,9 @@ use tokio::time::Instant;
 pub(crate) use self::{
     admin::Admin,
     broken::{Broken, Spoil},
+    certs::{Authority, Gate, Pair, Secure, put, put_pair},
     client::{Client, Failure, event},
+    companion::Companion,
     conf::{Conf, free_address},
     process::Taxiway,
     raw::{Raw, frame},
