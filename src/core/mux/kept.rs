@@ -173,7 +173,9 @@ impl Mux {
                 let Some(answered) = answered else { return };
                 // A server that is about to end wants it no more, the next one may: whatever it
                 // said, the client will not answer again.
+                let asked = entry.asked.len();
                 entry.asked.retain(|asked| asked.id != answered);
+                let was_open = entry.asked.len() < asked;
                 let params = call.copy.as_ref().and_then(|body| params_of(body));
                 if let (Some(params), Some(_)) = (params, &entry.turn) {
                     if entry.answers.len() >= REPEATS {
@@ -185,13 +187,14 @@ impl Mux {
                         handle: None,
                     });
                 }
-                let waits = !entry.asked.is_empty();
-                let survivor = entry.turn.as_mut().filter(|_| !answer.succeeded && !waits);
+                // If it was known as answered, another client was faster: the turn goes on.
+                let in_vain = !answer.succeeded && was_open && entry.asked.is_empty();
+                let survivor = entry.turn.as_mut().filter(|_| in_vain);
                 if let Some(backend) = survivor.and_then(|turn| turn.survived.take()) {
                     // It was not on disk when its process died: nothing waits for it any more.
                     let cause = LostBy::Backend(backend);
                     self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
-                    self.abort_rest(cx, key, out);
+                    self.abort_all(cx, key, out);
                 }
             }
         }

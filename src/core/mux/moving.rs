@@ -4,6 +4,7 @@
 
 use super::{
     Asker, Context, Mux, Output,
+    calls::Call,
     outbox::Outbox,
     reopen::{Cause, Stage},
     upstream::{GivenUp, Waiting},
@@ -13,6 +14,7 @@ use crate::core::{
     id::{BackendName, SessionId},
     locate::Purpose,
     reply::{LostBy, ProxyError},
+    route::Class,
 };
 
 /// A wish to move a session.
@@ -88,10 +90,23 @@ impl Mux {
         if in_turn {
             self.abort_rest(cx, key, out);
         }
+        self.give_up_calls(cx, key, backend, |_| true, out);
+    }
+
+    /// Calls about this session that are with `backend` are answered as lost.
+    fn give_up_calls(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        backend: &BackendName,
+        which: impl Fn(&Call) -> bool,
+        out: &mut Outbox,
+    ) {
         let entry = &self.entries[key];
         let (session, slot) = (entry.id.clone(), entry.slot);
-        let under_way =
-            self.drain_calls(|call| call.session.as_ref() == Some(&session) && call.at() == slot);
+        let under_way = self.drain_calls(|call| {
+            call.session.as_ref() == Some(&session) && call.at() == slot && which(call)
+        });
         for (id, call) in under_way {
             if let Some(upstream) = slot.and_then(|slot| self.upstreams.get_mut(slot)) {
                 let waits = |w: &Waiting| w.call.as_ref() == Some(&id);
@@ -111,6 +126,18 @@ impl Mux {
                 method: call.method.as_str().to_owned(),
             };
             self.answer_with_error(cx, &id, call, &error, out);
+        }
+    }
+
+    /// As [`Mux::abort_rest`], with the sends that are under way: they fall under the abort, since
+    /// they are in the queue that it drops, or will be once they are acknowledged.
+    pub(super) fn abort_all(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        self.abort_rest(cx, key, out);
+        let here = self.entries[key].here_at();
+        let backend = here.and_then(|slot| self.upstreams.get(slot));
+        if let Some(backend) = backend.map(|upstream| upstream.backend.clone()) {
+            let sends = |call: &Call| matches!(call.class, Class::Send(_));
+            self.give_up_calls(cx, key, &backend, sends, out);
         }
     }
 

@@ -158,7 +158,7 @@ impl Mux {
         if let Some(backend) = from.or_else(here) {
             let cause = LostBy::Backend(backend);
             self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
-            self.abort_rest(cx, key, out);
+            self.abort_all(cx, key, out);
         }
     }
 

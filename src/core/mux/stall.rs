@@ -76,7 +76,7 @@ impl Mux {
     /// The client is told that its turn is over, and the backend that it is to end it.
     fn end_stalled(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
         self.lose_turn(cx, key, &LostBy::Stalled, ClosedBy::Proxy, out);
-        self.abort_rest(cx, key, out);
+        self.abort_all(cx, key, out);
         self.settle_entry(key);
         self.close_if_quiet();
     }

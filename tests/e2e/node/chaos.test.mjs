@@ -6,6 +6,7 @@
 // CHAOS_SEED=N repeats them (not the scheduling), CHAOS_SECONDS=N says how long (default 40).
 
 import { randomInt } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { defineTool } from "@github/copilot-sdk";
 import { eventsOnDisk } from "../pool.mjs";
 import {
@@ -13,19 +14,28 @@ import {
 } from "./suite.mjs";
 
 const SECONDS = Number(process.env.CHAOS_SECONDS ?? 40);
+/** A machine with other work goes on for longer, until there is something to judge. */
+const MOST_SECONDS = Math.max(SECONDS, 160);
 const SEED = Number(process.env.CHAOS_SEED ?? randomInt(2 ** 31));
 const CLIENTS = 4;
 const SESSIONS = 20;
-/** Longest time for any call or turn: two faults one after the other, and two cores for all. */
-const BOUND_MS = 45_000;
-const HANG_MS = 2_000;
+/**
+ * Longest time for any call or turn. Generous: what never settles is not forgiven, and what is
+ * slow on a machine with other work is no defect; other tests measure time.
+ */
+const BOUND_MS = 120_000;
+/** Longer than a healthy server of a busy machine says nothing at all. */
+const HANG_MS = 4_000;
 /** Time for a server that woke up to be cleaned by Taxiway: two probes and the calls. */
 const CLEAN_MS = 10_000;
+/** Time for a server to end after SIGTERM, see pool.mjs. */
+const STOP_MS = 6_000;
 
-const { pool, scenario, config, told } = usePool({
+const { pool, scenario, config, told, owners } = usePool({
   mode: "taxiway",
   routing: "shared-storage",
-  config: { failover: { hang_timeout: `${HANG_MS}ms` } },
+  // Two cores for all: a probe may be late, and the one server that is left must not be given up.
+  config: { failover: { hang_timeout: `${HANG_MS}ms` }, health: { timeout: "1s" } },
 });
 
 /** A small seeded generator (mulberry32); each worker has its own stream of it. */
@@ -50,7 +60,7 @@ const markOf = (text) => MARK.exec(text)?.[0];
 /**
  * One turn, judged by its events. `acked`: the send was answered. `outcome`: `completed` (its own
  * prompt was seen and the turn ended by itself), `lost` (told by session.error or an aborted
- * idle), `refused` (the send got an error).
+ * idle), `refused` (the send got an error, `at` some time).
  */
 async function turn(session, mark, prompt) {
   let stop;
@@ -72,8 +82,9 @@ async function turn(session, mark, prompt) {
     } catch (error) {
       if (error.code === undefined) throw error;
       // It may have run: its turn's end, if it had one, is told in the next moments.
+      const at = Date.now();
       await Promise.race([ended, pause(1_000)]);
-      return { acked: false, outcome: "refused", error: `${error.code} ${error.message}` };
+      return { acked: false, outcome: "refused", at, error: `${error.code} ${error.message}` };
     }
     return { acked: true, ...await within(`the end of the turn of ${mark}`, BOUND_MS, ended) };
   } finally {
@@ -118,24 +129,37 @@ async function use(seat, random, over) {
 }
 
 /** Breaks one server at a time, at most two of three at once, until `over()`. */
-async function breakThings(random, over, faults) {
+async function breakThings(random, over, faults, spans) {
+  const during = async (kind, cli, body) => {
+    const span = { kind, cli: cli.name, from: Date.now(), to: Infinity };
+    spans.push(span);
+    await body();
+    span.to = Date.now();
+  };
   const busy = new Map();
+  /** Starts it, and leaves it alone for as long as that took: slow machines are broken less. */
+  const start = async (cli) => {
+    const begin = performance.now();
+    await cli.start();
+    await pause(performance.now() - begin);
+  };
   const kinds = {
     kill: async (cli) => {
       await cli.kill();
       await pause(random.between(100, 2_000));
-      await cli.start();
+      await start(cli);
     },
     restart: async (cli) => {
-      await cli.process.stop();
+      await during("ending", cli, () => cli.process.stop());
       await pause(random.between(0, 1_000));
-      await cli.start();
+      await start(cli);
     },
     stop: async (cli) => {
-      cli.pause();
-      await pause(random.between(100, 3 * HANG_MS));
-      cli.wokeAt = performance.now();
-      cli.wake();
+      await during("stopped", cli, async () => {
+        cli.pause();
+        await pause(random.between(100, 2 * HANG_MS));
+        cli.wake();
+      });
     },
   };
   while (!over()) {
@@ -152,20 +176,20 @@ async function breakThings(random, over, faults) {
 }
 
 /**
- * Asks each living server all the time which sessions it has open. Two that both say so, the
- * first before and after the second, are two owners; a server that woke up has CLEAN_MS.
+ * Asks each living server all the time which sessions it has open. Two that both say so, and say
+ * so again, are two owners.
  */
 async function watchOwners(ids, over, found) {
   const sides = new Map();
   const has = async (cli, sessionId) => {
     if (cli.paused || cli.process.ended) return false;
     try {
-      let side = sides.get(cli);
-      if (side === undefined || side.closedAt !== undefined) {
-        side = await within("connect", 1_000, RawClient.connect(cli.port));
-        sides.set(cli, side);
+      if (sides.get(cli)?.closedAt !== undefined) sides.delete(cli);
+      if (!sides.has(cli)) {
+        sides.set(cli, await within("connect", 1_000, RawClient.connect(cli.port)));
       }
-      await within("mode.get", 1_000, side.call("session.mode.get", { sessionId }));
+      const answer = sides.get(cli).call("session.mode.get", { sessionId });
+      await within("mode.get", 1_000, answer);
       return true;
     } catch (error) {
       if (error instanceof CallError) return false;
@@ -174,25 +198,74 @@ async function watchOwners(ids, over, found) {
       return false;
     }
   };
-  const waking = (cli) =>
-    cli.paused || (cli.wokeAt !== undefined && performance.now() - cli.wokeAt < CLEAN_MS);
+  const allOf = async (cli) => {
+    // The first call connects.
+    if (!sides.has(cli)) await has(cli, ids[0]);
+    const open = await Promise.all(ids.map((id) => has(cli, id)));
+    return new Set(ids.filter((_, i) => open[i]));
+  };
   let rounds = 0;
   while (!over()) {
+    const open = await Promise.all(pool.clis.map(allOf));
     for (const id of ids) {
-      const owners = [];
-      for (const cli of pool.clis) if (await has(cli, id)) owners.push(cli);
-      if (owners.length < 2) continue;
+      const before = pool.clis.filter((_, i) => open[i].has(id));
+      if (before.length < 2) continue;
       const still = [];
-      for (const cli of owners) if (await has(cli, id)) still.push(cli);
-      if (still.length > 1 && !still.some(waking)) {
-        found.push(`${id} is open on ${still.map((cli) => cli.name)}`);
-      }
+      for (const cli of before) if (await has(cli, id)) still.push(cli.name);
+      if (still.length > 1) found.push({ id, at: Date.now(), on: still });
     }
     rounds += 1;
-    await pause(50);
+    await pause(200);
   }
   for (const side of sides.values()) side.destroy();
   return rounds;
+}
+
+/**
+ * When which server may have sessions open, and write to their logs, that others have by now: it
+ * was stopped, woke up, and has not been cleaned yet. Without a fence nothing keeps it from that.
+ * So may one that this machine has starved for HANG_MS: Taxiway's log says that it gave it up.
+ */
+function unfenced(spans) {
+  const all = spans.filter(({ kind }) => kind === "stopped").map((span) => ({ ...span }));
+  const line = /^(\S+Z) .* backend="(\S+)" what="(released|returned)"(?: reason="(\w+)")?/;
+  const log = readFileSync(pool.taxiway.process.log, "utf8");
+  const open = new Map();
+  const lines = log.split("\n").map((text) => line.exec(text)).filter(Boolean);
+  for (const [, time, cli, what, reason] of lines) {
+    const at = Date.parse(time);
+    if (what === "released" && reason === "unfenced") {
+      const span = { kind: "starved", cli, from: at - HANG_MS, to: Infinity };
+      open.set(cli, span);
+      const known = all.some((s) => s.cli === cli && s.from <= at && at <= s.to + HANG_MS);
+      if (!known) all.push(span);
+    } else if (what === "returned" && open.has(cli)) {
+      open.get(cli).to = at;
+      open.delete(cli);
+    }
+  }
+  return all.map((span) => ({ ...span, to: span.to + CLEAN_MS }));
+}
+
+/**
+ * One writer: each event follows the one before it. What a server wrote that woke up without a
+ * fence stands beside; how much that is.
+ */
+function checkChain(id, events, spans) {
+  const byId = new Map(events.map((event) => [event.id, event]));
+  const chain = new Set();
+  for (let at = events.at(-1); at !== undefined; at = byId.get(at.parentId)) chain.add(at);
+  const strays = events.filter((event) => !chain.has(event));
+  // The last one says when: the first ones of a session are kept in memory until its first turn.
+  const parents = new Set(strays.map(({ parentId }) => parentId));
+  const excused = ({ timestamp }) => {
+    const at = Date.parse(timestamp);
+    return spans.some(({ from, to }) => from - 1_000 <= at && at <= to);
+  };
+  const bad = strays.filter((event) => !parents.has(event.id) && !excused(event));
+  const said = bad.map(({ type, timestamp }) => `${type} at ${timestamp}`);
+  assert.deepEqual(said, [], `two servers wrote the log of ${id}`);
+  return strays.length;
 }
 
 /** Every completed mark once, in the order sent. */
@@ -241,13 +314,19 @@ scenario("random kills, stops and restarts lose nothing that was acknowledged", 
     return { id, client, session, ledger: [] };
   }));
 
-  const end = performance.now() + SECONDS * 1_000;
-  const over = () => performance.now() > end;
+  const begin = performance.now();
+  const completed = () => seats.flatMap(({ ledger }) => ledger)
+    .filter(({ outcome }) => outcome === "completed").length;
+  const over = () => {
+    const seconds = (performance.now() - begin) / 1_000;
+    return seconds > MOST_SECONDS || (seconds > SECONDS && completed() > SESSIONS * 2);
+  };
   let watching = true;
   const faults = {};
-  const doubles = [];
-  const watch = watchOwners(seats.map(({ id }) => id), () => !watching, doubles);
-  const broken = breakThings(dice(SEED), over, faults);
+  const spans = [];
+  const seen = [];
+  const watch = watchOwners(seats.map(({ id }) => id), () => !watching, seen);
+  const broken = breakThings(dice(SEED), over, faults, spans);
   const used = Promise.all(seats.map((seat, i) => use(seat, dice(SEED + 1 + i), over)));
   // Whatever fails first is what the report says; nothing is left running behind it.
   try {
@@ -258,10 +337,11 @@ scenario("random kills, stops and restarts lose nothing that was acknowledged", 
     watching = false;
   }
   const rounds = await watch;
+  const enough = completed() > SESSIONS;
 
   for (const cli of pool.clis) {
     await poll(`${cli.name} is up`, async () =>
-      (await metric(pool.admin, `taxiway_backend_up{backend="${cli.name}"}`)) === 1, 20_000);
+      (await metric(pool.admin, `taxiway_backend_up{backend="${cli.name}"}`)) === 1, 60_000);
   }
   // No session is lost: each answers a turn, and the model is told what it was told before.
   const oneMore = async (seat, session, where) => {
@@ -273,9 +353,16 @@ scenario("random kills, stops and restarts lose nothing that was acknowledged", 
   };
   await Promise.all(seats.map((seat) => oneMore(seat, seat.session, "the history")));
 
+  for (const { id } of seats) {
+    const open = await owners(id);
+    assert.equal(open.length, 1, `${id} is open on ${open}`);
+  }
+
   // The same from the disk: on a new connection, and in the log itself.
   for (const client of clients) await within("stop", BOUND_MS, client.stop());
   const late = await kit.client();
+  const loose = unfenced(spans);
+  let strays = 0;
   await Promise.all(seats.map(async (seat) => {
     const again = await within(`resume of ${seat.id}`, BOUND_MS,
       late.resumeSession(seat.id, config(seat.id, { tools: notes(seat.id) })));
@@ -284,18 +371,27 @@ scenario("random kills, stops and restarts lose nothing that was acknowledged", 
     const onDisk = events.filter(({ type }) => type === "user.message")
       .map(({ data }) => markOf(data.content)).filter(Boolean);
     checkHistory(seat, onDisk, "the log on disk");
+    strays += checkChain(seat.id, events, loose);
   }));
 
   const count = { completed: 0, lost: 0, refused: 0 };
   for (const { ledger } of seats) for (const { outcome } of ledger) count[outcome] += 1;
-  const said = (outcome) => seats.flatMap(({ ledger }) => ledger)
-    .filter((entry) => entry.outcome === outcome).map(({ error }) => error);
+  const refused = seats.flatMap(({ ledger }) => ledger).filter((e) => e.outcome === "refused");
+  const starved = loose.filter(({ kind }) => kind === "starved").length;
   kit.t.diagnostic(`faults ${JSON.stringify(faults)}, turns ${JSON.stringify(count)}, `
-    + `${rounds} rounds of questions for owners`);
-  kit.t.diagnostic(`refused: ${JSON.stringify([...new Set(said("refused"))])}`);
+    + `${rounds} rounds of questions for owners, ${strays} events of woken servers, `
+    + `${starved} servers starved`);
+  kit.t.diagnostic(`refused: ${JSON.stringify([...new Set(refused.map(({ error }) => error))])}`);
+  const doubles = seen.filter(({ at, on }) =>
+    !loose.some(({ cli, from, to }) => on.includes(cli) && from <= at && at <= to));
   assert.deepEqual(doubles, [], "two owners");
-  for (const error of said("refused")) assert.match(error, /^-320(10|11|13) /);
+  for (const { error, at } of refused) {
+    // A server that ends has words of its own for what it does not do any more.
+    const ending = spans.some(({ kind, from, to }) =>
+      kind === "ending" && from <= at && at <= to + STOP_MS);
+    assert.match(error, ending ? /^-32(010|011|013|603) / : /^-320(10|11|13) /);
+  }
   assert.ok(rounds > SECONDS / 5, `only ${rounds} rounds of questions for owners`);
   assert.ok(Object.values(faults).reduce((a, b) => a + b, 0) >= SECONDS / 10, "too few faults");
-  assert.ok(count.completed > SESSIONS * 3, `only ${count.completed} turns completed`);
-}, SECONDS * 1_000 + 180_000);
+  assert.ok(enough, "too few turns completed");
+}, MOST_SECONDS * 1_000 + 300_000);

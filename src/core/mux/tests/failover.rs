@@ -7,13 +7,14 @@
 //! experiments say of the CLI: what is in memory and what is on disk, and when it gets there.
 //!
 //! `TAXIWAY_SIM_SEED=N` replays one seed and prints what happens; `TAXIWAY_SIM_SEEDS=N` plays as
-//! many.
+//! many, which from some thousand on wants `--profile sim`.
 
 mod check;
 mod cli;
 mod client;
 mod control;
 mod faults;
+mod json;
 mod search;
 mod session;
 mod shell;
@@ -21,7 +22,12 @@ mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    num::NonZeroUsize,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,6 +36,7 @@ use self::{
     client::Client,
     control::Watch,
     faults::Fault,
+    json::Call,
     search::{Door, Reply, Search},
     session::Line,
     shell::Mail,
@@ -47,7 +54,7 @@ use crate::core::{
     testing,
 };
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 500;
 
 /// One millisecond of the virtual clock, which counts microseconds.
 const MS: u64 = 1_000;
@@ -96,8 +103,8 @@ struct Size {
     actions: u32,
     /// Until then faults happen and clients are busy.
     busy: u64,
-    /// Owners are looked at after so many steps, everything after eight times as many.
-    every: u64,
+    /// What a step has touched is looked at after it, everything after so many steps.
+    whole: u64,
 }
 
 const SMALL: Size = Size {
@@ -105,7 +112,7 @@ const SMALL: Size = Size {
     sessions: 12,
     actions: 4,
     busy: 25 * SECOND,
-    every: 1,
+    whole: 64,
 };
 
 const LARGE: Size = Size {
@@ -113,7 +120,7 @@ const LARGE: Size = Size {
     sessions: 500,
     actions: 4,
     busy: 25 * SECOND,
-    every: 50,
+    whole: 1024,
 };
 
 /// What is to happen at some time. Clients are named with the connection that they had when it was
@@ -129,7 +136,7 @@ enum Act {
     Connect(usize, ConnectionId, SlotId, String),
     ToServer(u64, Item),
     ToMux(u64, Item),
-    Execute(u64, u64, String),
+    Execute(u64, u64, Rc<Call>),
     Step(u64, String, u64),
     Flush(u64, String, u64),
     Wake(u64, u64),
@@ -176,7 +183,7 @@ struct World {
     order: u64,
     notes: Notes,
     transcript: Vec<String>,
-    settings: Settings,
+    settings: Arc<Settings>,
     snapshot: Arc<Snapshot>,
     directory: Directory,
     out: Outbox,
@@ -205,6 +212,12 @@ struct World {
     modes: BTreeMap<String, Vec<String>>,
     /// Events that a client need not hear: connection, session, attachment, number.
     may_miss: BTreeSet<(u64, String, u64, u64)>,
+    /// Sessions that more than one client works with.
+    shared: BTreeSet<String>,
+    /// Sessions about which this step has changed something at a backend or for clients.
+    touched: Vec<String>,
+    /// The client whose machine has made a step.
+    stepped: BTreeSet<usize>,
     /// No more faults, no more wishes.
     quiet: bool,
     stats: Stats,
@@ -233,10 +246,10 @@ impl World {
             order: 0,
             notes,
             transcript: Vec::new(),
-            settings: Settings {
+            settings: Arc::new(Settings {
                 session_params: 64 * 1024,
                 ..settings()
-            },
+            }),
             snapshot: Arc::new(snapshot),
             directory: Directory::new(mode, 10_000),
             out: Outbox::new(),
@@ -258,9 +271,14 @@ impl World {
             last_send: BTreeMap::new(),
             modes: BTreeMap::new(),
             may_miss: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            touched: Vec::new(),
+            stepped: BTreeSet::new(),
             quiet: false,
             stats: Stats::default(),
         };
+        // What changes is checked.
+        world.directory.note_news();
         for (at, name) in names.into_iter().enumerate() {
             world.servers.push(Server::new(name));
             world.start_process(at);
@@ -331,10 +349,8 @@ impl World {
             self.stats.steps += 1;
             self.act(act);
             self.follow_store();
-            if self.stats.steps.is_multiple_of(self.size.every) {
-                self.check_owners();
-            }
-            if self.stats.steps.is_multiple_of(self.size.every * 8) {
+            self.check_touched();
+            if self.stats.steps.is_multiple_of(self.size.whole) {
                 self.check();
             }
         }
@@ -422,6 +438,7 @@ impl World {
             }
         }
         mux.check_invariants();
+        self.stepped.insert(at);
         let timer = mux.poll_timeout(&settings);
         self.out = out;
         self.clients[at].mux = Some(mux);
@@ -499,14 +516,22 @@ fn many_seeds_of_faults_keep_every_promise() {
     }
     let seeds = number("TAXIWAY_SIM_SEEDS").unwrap_or(SEEDS);
     let from = number("TAXIWAY_SIM_FROM").unwrap_or(0);
-    let stats = std::thread::scope(|scope| {
-        let halves = [0, 1].map(|half| {
-            let mine = (from + half..from + seeds).step_by(2);
-            scope.spawn(|| sum(mine.map(|seed| play(seed, SMALL, Notes::None))))
+    let next = AtomicU64::new(from);
+    let one_after_the_other = || {
+        let mine = std::iter::from_fn(|| {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            (seed < from + seeds).then(|| play(seed, SMALL, Notes::None))
         });
-        sum(halves
-            .map(|half| half.join().expect("no seed fails"))
-            .into_iter())
+        sum(mine)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let stats = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|_| scope.spawn(one_after_the_other))
+            .collect();
+        sum(threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no seed fails")))
     });
     println!("{stats:#?}");
     for happened in [

@@ -91,6 +91,54 @@ fn answer(id: i64, request_id: &str) -> String {
     request(id, "session.tools.handlePendingToolCall", params)
 }
 
+#[test]
+fn a_send_that_is_dropped_by_our_abort_is_answered_so() {
+    let mut rig = waiting_turn();
+    outlive(&mut rig, "a", "b");
+    rig.client(&answer(2, "r1"));
+    rig.send(3, "s1");
+    rig.send(4, "s1");
+    assert_eq!(rig.heard_ids("b"), [json!(2), json!(3)]);
+    // It was not on disk: the turn does not go on.
+    rig.backend("b", &result(2, json!({"success": false})));
+    let heard = rig.heard("b");
+    assert_eq!(heard[0]["method"], json!("session.abort"));
+    assert_eq!(heard[1]["id"], json!(4), "behind the abort");
+    let said = rig.said();
+    assert_eq!(kinds(&said[..2]), ["session.error", "session.idle"]);
+    let answered = said[2..].iter().find(|f| f["id"] == json!(3)).unwrap();
+    assert_eq!(answered["error"]["code"], json!(-32011));
+    // It was queued, and dropped.
+    rig.backend("b", &result(3, json!({"messageId": "m3"})));
+    rig.backend(
+        "b",
+        &result(heard[0]["id"].clone(), json!({"success": true})),
+    );
+    rig.backend("b", &event("s1", "session.idle", json!({"aborted": true})));
+    rig.silent();
+    rig.backend("b", &result(4, json!({"messageId": "m4"})));
+    let data = json!({"messageId": "m4"});
+    rig.backend("b", &event("s1", "user.message", data));
+    rig.backend("b", &event("s1", "session.idle", json!({})));
+    assert_eq!(rig.said().len(), 3);
+    assert_eq!(rig.mux.open_turns(), 0);
+}
+
+#[test]
+fn a_turn_goes_on_when_another_client_has_answered_first() {
+    let mut rig = waiting_turn();
+    outlive(&mut rig, "a", "b");
+    let data = json!({"requestId": "r1"});
+    rig.backend("b", &event("s1", "external_tool.completed", data));
+    rig.client(&answer(2, "r1"));
+    rig.backend("b", &result(2, json!({"success": false})));
+    assert_eq!(rig.heard("b").len(), 1, "the answer, and no abort");
+    let said = rig.said();
+    assert_eq!(said.len(), 2, "{said:?}");
+    rig.backend("b", &event("s1", "session.idle", json!({})));
+    assert_eq!(kinds(&rig.said()), ["session.idle"]);
+}
+
 /// An SDK whose answer fails gives up, so nobody would answer any more.
 #[test]
 fn a_turn_ends_when_the_answer_that_it_waits_for_has_waited_too_long() {

@@ -1,13 +1,11 @@
 //! What must hold: after each step, and at the end.
 
-use std::collections::BTreeSet;
-
-use serde_json::Value;
-
 use super::{
     World,
+    cli::Server,
     client::State,
-    session::{Line, What},
+    json::Call,
+    session::{Line, Open, What},
 };
 use crate::core::id::{BackendName, ConnectionId};
 
@@ -29,13 +27,11 @@ impl World {
 
     /// A machine writes a frame to a backend: work for a session goes to its owner only, and sends
     /// in the order written.
-    pub(super) fn check_written(&mut self, at: usize, link: u64, frame: &str) {
-        let frame: Value = serde_json::from_str(frame).unwrap();
-        let method = frame["method"].as_str().unwrap_or("");
+    pub(super) fn check_written(&mut self, at: usize, link: u64, call: &Call) {
+        let (method, session) = (call.method.as_str(), call.session.as_str());
         if !WORK.contains(&method) {
             return;
         }
-        let session = frame["params"]["sessionId"].as_str().unwrap();
         let backend = self.servers[self.links[&link].server].name.clone();
         let owner = self.owner(session);
         let opens = matches!(method, "session.create" | "session.resume");
@@ -43,10 +39,10 @@ impl World {
         let fine = owner.as_ref().map_or(!opens, |o| o.as_str() == backend);
         assert!(
             fine,
-            "c{at} sends work to {backend}, but the owner is {owner:?}: {frame}"
+            "c{at} sends work to {backend}, but the owner is {owner:?}: {call:?}"
         );
         if method == "session.send" {
-            let message = frame["params"]["prompt"].as_str().unwrap().to_owned();
+            let message = call.prompt.clone();
             let key = (self.clients[at].connection.0, session.to_owned());
             let last = self.last_send.get(&key);
             assert!(
@@ -73,7 +69,29 @@ impl World {
         false
     }
 
-    /// After a few steps.
+    /// After each step: what it may have changed.
+    pub(super) fn check_touched(&mut self) {
+        let news = self.directory.take_news(usize::MAX);
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.extend(news.iter().map(ToString::to_string));
+        touched.sort_unstable();
+        touched.dedup();
+        for session in touched.drain(..) {
+            for server in &self.servers {
+                let process = server.process.as_ref();
+                if let Some(open) = process.and_then(|p| p.sessions.get(&session)) {
+                    self.check_owner(server, &session, open);
+                }
+            }
+            self.check_holders(&session);
+        }
+        self.touched = touched;
+        while let Some(at) = self.stepped.pop_first() {
+            self.check_counted(at);
+        }
+    }
+
+    /// After some steps, and at the end.
     pub(super) fn check(&self) {
         self.directory.check_invariants();
         self.check_owners();
@@ -81,61 +99,70 @@ impl World {
     }
 
     /// Who has a session open with a living connection of ours is its owner.
-    pub(super) fn check_owners(&self) {
+    fn check_owners(&self) {
         for server in &self.servers {
-            let Some(process) = &server.process else {
-                continue;
-            };
-            for (session, open) in &process.sessions {
-                let ours = |link: &u64| self.links.get(link).is_some_and(|l| l.here && l.there);
-                if !open.attached.keys().any(ours) {
-                    continue;
-                }
-                let owner = self.owner(session);
-                if owner.as_ref().map(BackendName::as_str) == Some(server.name.as_str()) {
-                    continue;
-                }
-                // Its own client may have heard of the end before.
-                let name = server.name.as_str().into();
-                let moved = self.directory.moved_from(&name);
-                assert!(
-                    owner.is_none() || moved.iter().any(|s| s.as_str() == session),
-                    "{session} is open at {}, and its owner is {owner:?}",
-                    server.name
-                );
+            for (session, open) in server.process.iter().flat_map(|p| &p.sessions) {
+                self.check_owner(server, session, open);
             }
         }
     }
 
+    fn check_owner(&self, server: &Server, session: &str, open: &Open) {
+        let ours = |link: &u64| self.links.get(link).is_some_and(|l| l.here && l.there);
+        if !open.attached.keys().any(ours) {
+            return;
+        }
+        let owner = self.owner(session);
+        if owner.as_ref().map(BackendName::as_str) == Some(server.name.as_str()) {
+            return;
+        }
+        // Its own client may have heard of the end before.
+        let name = server.name.as_str().into();
+        let moved = self.directory.moved_from(&name);
+        assert!(
+            owner.is_none() || moved.iter().any(|s| s.as_str() == session),
+            "{session} is open at {}, and its owner is {owner:?}",
+            server.name
+        );
+    }
+
     /// The directory counts a connection exactly where its machine thinks so.
     fn check_claims(&self) {
-        let claiming = self.claiming();
-        for (at, client) in self.clients.iter().enumerate() {
-            let Some(mux) = &client.mux else { continue };
-            for (_, entry) in mux.entries.iter().filter(|(_, e)| e.claimed) {
-                let holders = self.directory.holders(entry.id.as_str());
-                assert!(
-                    holders.contains(&client.connection),
-                    "c{at} is not counted for {}",
-                    entry.id
-                );
+        for at in 0..self.clients.len() {
+            self.check_counted(at);
+            for session in &self.clients[at].wants {
+                self.check_holders(session);
             }
         }
-        let sessions: BTreeSet<&String> = self.clients.iter().flat_map(|c| &c.wants).collect();
-        for session in sessions {
-            for holder in self.directory.holders(session) {
-                let claims = |holder: ConnectionId| {
-                    let client = self.clients.iter().find(|c| c.is(holder))?;
-                    let mux = client.mux.as_ref()?;
-                    let key = mux.by_session.get(session.as_str())?;
-                    Some(mux.entries[*key].claimed)
-                };
-                let asks = claiming.get(session).is_some_and(|c| c.contains(&holder));
-                assert!(
-                    asks || claims(holder) == Some(true),
-                    "{session}: {holder} is counted for nothing"
-                );
-            }
+    }
+
+    /// The machine's claims are in the directory.
+    fn check_counted(&self, at: usize) {
+        let client = &self.clients[at];
+        let Some(mux) = &client.mux else { return };
+        for (_, entry) in mux.entries.iter().filter(|(_, e)| e.claimed) {
+            let holders = self.directory.holders(entry.id.as_str());
+            assert!(
+                holders.contains(&client.connection),
+                "c{at} is not counted for {}",
+                entry.id
+            );
+        }
+    }
+
+    /// The directory's claims are a machine's, or of one that is being answered.
+    fn check_holders(&self, session: &str) {
+        for holder in self.directory.holders(session) {
+            let claims = |holder: ConnectionId| {
+                let client = self.clients.iter().find(|c| c.is(holder))?;
+                let mux = client.mux.as_ref()?;
+                let key = mux.by_session.get(session)?;
+                Some(mux.entries[*key].claimed)
+            };
+            assert!(
+                claims(holder) == Some(true) || self.claims_soon(session, holder),
+                "{session}: {holder} is counted for nothing"
+            );
         }
     }
 

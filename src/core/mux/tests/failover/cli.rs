@@ -1,11 +1,15 @@
 //! A backend: a name, and the process that runs under it at present.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
 
 use serde_json::Value;
 
 use super::{
     Act, MS, World,
+    json::Call,
     session::{Line, Open, Stage, Turn, What, survivor},
     wire::Item,
 };
@@ -49,9 +53,8 @@ impl Server {
     }
 }
 
-/// `"name"` as it stands in a JSON string.
-fn text<'a>(frame: &'a Value, pointer: &str) -> &'a str {
-    frame.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+fn id_of(call: &Call) -> Value {
+    serde_json::from_str(&call.id).unwrap()
 }
 
 impl World {
@@ -160,25 +163,23 @@ impl World {
 
     // Calls.
 
-    pub(super) fn execute(&mut self, pid: u64, link: u64, body: String) {
-        if !self.running(pid, || Act::Execute(pid, link, body.clone())) {
+    pub(super) fn execute(&mut self, pid: u64, link: u64, call: Rc<Call>) {
+        if !self.running(pid, || Act::Execute(pid, link, call.clone())) {
             return;
         }
         if !self.links.get(&link).is_some_and(|l| l.there) {
             return;
         }
-        let frame: Value = serde_json::from_str(&body).unwrap();
-        let id = &frame["id"];
-        let Some(method) = frame["method"].as_str() else {
+        let (id, method, session) = (&call.id, call.method.as_str(), call.session.as_str());
+        if method.is_empty() {
             return;
-        };
-        let session = text(&frame, "/params/sessionId");
+        }
         let now = self.now;
         let open = self.open(pid, session);
         let is_open = open.map(|open| open.used = now).is_some();
         let fine = |result: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#);
         let answer = match method {
-            "session.create" | "session.resume" => self.attach(pid, link, &frame),
+            "session.create" | "session.resume" => self.attach(pid, link, &call),
             "session.detach" => {
                 self.detach(pid, link, session);
                 fine(r#"{"success":true}"#)
@@ -187,14 +188,13 @@ impl World {
                 self.flush(pid, session);
                 fine("{}")
             }
-            _ if !is_open => not_found(id.clone(), method, session),
-            "session.send" => match self.take_send(pid, link, &frame) {
+            _ if !is_open => not_found(id_of(&call), method, session),
+            "session.send" => match self.take_send(pid, link, &call) {
                 Some(answer) => answer,
                 None => return,
             },
             "session.tools.handlePendingToolCall" => {
-                let request = text(&frame, "/params/requestId");
-                let success = self.tool_answered(pid, session, request);
+                let success = self.tool_answered(pid, session, &call.request);
                 fine(&format!(r#"{{"success":{success}}}"#))
             }
             "session.metadata.isProcessing" => {
@@ -203,21 +203,19 @@ impl World {
             }
             "session.abort" => {
                 // Taxiway's own: its client knows already, and perhaps those of others do.
-                if id.as_str().is_some_and(|id| id.starts_with("taxiway-")) {
+                if id.starts_with("\"taxiway-") {
                     self.may_miss_end(pid, session);
                 }
                 let answer = fine(r#"{"success":true}"#);
                 return self.abort(pid, session, Some((link, answer)));
             }
             "session.mode.set" => {
-                let mode = text(&frame, "/params/mode").to_owned();
-                self.log(pid, session, What::Mode(mode));
+                self.log(pid, session, What::Mode(call.mode.clone()));
                 fine("{}")
             }
             "session.permissions.setApproveAll" => {
-                let value = text(&frame, "/params/value").to_owned();
                 if let Some(open) = self.open(pid, session) {
-                    open.approve = Some(value);
+                    open.approve = Some(call.value.clone());
                 }
                 fine(r#"{"success":true}"#)
             }
@@ -237,11 +235,11 @@ impl World {
         }
     }
 
-    fn attach(&mut self, pid: u64, link: u64, frame: &Value) -> String {
+    fn attach(&mut self, pid: u64, link: u64, call: &Call) -> String {
         let now = self.now;
-        let (id, method) = (&frame["id"], text(frame, "/method"));
-        let session = text(frame, "/params/sessionId").to_owned();
-        let tool = text(frame, "/params/tools/0/name").to_owned();
+        let (id, method) = (&call.id, call.method.as_str());
+        let (session, tool) = (call.session.clone(), call.tool.clone());
+        self.touched.push(session.clone());
         let server = self.server_of(pid).unwrap();
         let disk = self.disk_of(server);
         if self.open(pid, &session).is_none() {
@@ -249,7 +247,7 @@ impl World {
             let number = self.next_request;
             let lines = self.disks[disk].get(&session);
             // Without it, what was pending is given up.
-            let goes_on = frame["params"]["continuePendingWork"] == true;
+            let goes_on = call.goes_on;
             let mut open = Open::default();
             match (lines, method) {
                 (None, "session.resume") => {
@@ -257,11 +255,11 @@ impl World {
                         "Request session.resume failed with message: Failed to load session \
                          events: Session not found: {session}"
                     );
-                    return failure(id.clone(), &words);
+                    return failure(id_of(call), &words);
                 }
                 (None, _) => {}
                 (Some(_), "session.create") => {
-                    panic!("an empty history over that of {session}: {frame}");
+                    panic!("an empty history over that of {session}: {call:?}");
                 }
                 (Some(lines), _) => {
                     open.logged = true;
@@ -295,12 +293,12 @@ impl World {
                 "Request {method} failed with message: External tool name clash: {tool} already \
                  registered by another connection"
             );
-            return failure(id.clone(), &words);
+            return failure(id_of(call), &words);
         }
         open.used = now;
         open.attached.insert(link, tool);
         if let Some(turn) = open.turn.as_mut()
-            && frame["params"]["continuePendingWork"] == true
+            && call.goes_on
         {
             turn.told.insert(link);
         }
@@ -435,15 +433,13 @@ impl World {
         }
     }
 
-    fn take_send(&mut self, pid: u64, link: u64, frame: &Value) -> Option<String> {
-        let session = text(frame, "/params/sessionId").to_owned();
-        let message = text(frame, "/params/prompt").to_owned();
-        let id = frame["id"].to_string();
+    fn take_send(&mut self, pid: u64, link: u64, call: &Call) -> Option<String> {
+        let (session, message) = (call.session.clone(), call.prompt.clone());
+        let (id, wait) = (call.id.clone(), call.wait);
         assert!(
             self.taken.insert(message.clone()),
             "{message} is executed twice"
         );
-        let wait = frame["params"]["wait"] == Value::Bool(true);
         let owed = wait.then(|| (link, id.clone()));
         let open = self.open(pid, &session).unwrap();
         let ack = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"messageId":"{message}"}}}}"#);

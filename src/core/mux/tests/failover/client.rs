@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
-
-use super::{Act, MS, SECOND, World};
+use super::{
+    Act, MS, SECOND, World,
+    json::{Heard, heard},
+};
 use crate::core::{
     id::ConnectionId,
     mux::{Mux, SlotId, tests::rig::cut_frames, tests::rig::framed},
@@ -14,7 +15,8 @@ use crate::core::{
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) connection: ConnectionId,
-    pub(super) mux: Option<Mux>,
+    /// In a box: it is taken out for each of its steps.
+    pub(super) mux: Option<Box<Mux>>,
     pub(super) sockets: BTreeMap<usize, (SlotId, u64)>,
     /// Which session is being opened again with a permit of which backend.
     pub(super) permits: BTreeMap<String, String>,
@@ -87,6 +89,8 @@ pub(super) struct View {
     approving: u32,
     /// It wanted to leave while other calls were under way, or does not know whether it has.
     doubt: bool,
+    /// When it last left: what is acknowledged later of an earlier send, it does not hear of.
+    left: Option<u64>,
     pub(super) last_read: bool,
     serial: u64,
 }
@@ -131,6 +135,9 @@ impl World {
             let first = n % self.size.clients;
             let second = self.chance.index(self.size.clients);
             let shared = self.chance.percent(25);
+            if shared && second != first {
+                self.shared.insert(session.clone());
+            }
             let users = std::iter::once(first).chain(shared.then_some(second));
             for at in users {
                 self.clients[at].wants.insert(session.clone());
@@ -149,11 +156,7 @@ impl World {
     }
 
     pub(super) fn is_shared(&self, session: &str) -> bool {
-        self.clients
-            .iter()
-            .filter(|c| c.wants.contains(session))
-            .count()
-            > 1
+        self.shared.contains(session)
     }
 
     pub(super) fn join(&mut self, at: usize) {
@@ -180,7 +183,7 @@ impl World {
         }
         let client = &mut self.clients[at];
         client.connection = connection;
-        client.mux = Some(mux);
+        client.mux = Some(Box::new(mux));
         client.wants = wants;
         self.write_client(
             at,
@@ -350,27 +353,26 @@ impl World {
         let frames = cut_frames(&mut self.clients[at].inbox);
         for body in frames {
             self.note(|| format!("c{at} hears {body}"));
-            let frame: Value = serde_json::from_str(&body).unwrap();
-            if frame["method"] == "session.event" {
-                self.client_hears(at, &frame);
-            } else if frame["id"] != "c" {
-                self.client_is_answered(at, &frame);
+            let frame = heard(&body);
+            if frame.method == Some("session.event") {
+                self.client_hears(at, &frame, &body);
+            } else if frame.id.is_none_or(|id| id.get() != r#""c""#) {
+                self.client_is_answered(at, &frame, &body);
             }
         }
     }
 
-    fn client_hears(&mut self, at: usize, frame: &Value) {
-        let session = frame["params"]["sessionId"].as_str().unwrap().to_owned();
+    fn client_hears(&mut self, at: usize, heard: &Heard<'_>, frame: &str) {
+        let session = heard.params.session_id.to_owned();
         let shared = self.is_shared(&session);
-        let event = &frame["params"]["event"];
-        let (kind, data) = (event["type"].as_str().unwrap(), &event["data"]);
-        let from_backend = data["link"].as_u64();
+        let (kind, data) = (heard.params.event.kind, &heard.params.event.data);
+        let from_backend = data.link;
         let Some(view) = self.clients[at].views.get_mut(&session) else {
             panic!("c{at} hears of a session that is not its own: {frame}");
         };
         assert!(view.state != State::Out, "c{at} does not hold it: {frame}");
         if let Some(link) = from_backend {
-            let (epoch, n) = (data["epoch"].as_u64().unwrap(), data["n"].as_u64().unwrap());
+            let (epoch, n) = (data.epoch, data.n);
             let mut next = 1;
             if let Some((l, e, last)) = view.last {
                 if (l, e) == (link, epoch) {
@@ -390,7 +392,7 @@ impl World {
         }
         match kind {
             "user.message" => {
-                let message = data["messageId"].as_str().unwrap().to_owned();
+                let message = data.message_id.to_owned();
                 if !view.ended.contains(&message) {
                     view.awaiting.insert(message.clone());
                 }
@@ -398,7 +400,7 @@ impl World {
                 view.seen.push(message);
             }
             "session.idle" => {
-                let aborted = data["aborted"] == true;
+                let aborted = data.aborted;
                 // Promise 7. An abort of a client, or of Taxiway for another one, drops the queue.
                 let silent = |m: &&String| !view.seen.contains(*m) && !view.told.contains(*m);
                 let lost = view.awaiting.iter().find(silent);
@@ -408,11 +410,11 @@ impl World {
                 let seen = std::mem::take(&mut view.seen);
                 view.ended.extend(std::mem::take(&mut view.awaiting));
                 view.ended.extend(seen.iter().cloned());
-                let ended = data["turn"].as_str().unwrap_or_default();
+                let ended = data.turn.unwrap_or_default();
                 let again = view.over.contains(ended);
                 assert!(!again, "c{at}: a turn ends twice: {frame}");
                 view.over.extend(seen.iter().cloned());
-                view.over.extend(data["turn"].as_str().map(str::to_owned));
+                view.over.extend(data.turn.map(str::to_owned));
                 if from_backend.is_none() {
                     view.told_lost.extend(seen);
                     self.stats.lost += 1;
@@ -434,9 +436,9 @@ impl World {
                     completed.entry(connection).or_default().extend(seen);
                 }
             }
-            "session.error" => view.told += data["message"].as_str().unwrap(),
+            "session.error" => view.told += &data.message,
             "external_tool.requested" => {
-                let request = data["requestId"].as_str().unwrap().to_owned();
+                let request = data.request_id.to_owned();
                 let delay = self.chance.span(1500 * MS);
                 let connection = self.clients[at].connection;
                 self.plan(delay, Act::Answer(at, connection, session, request));
@@ -445,16 +447,18 @@ impl World {
         }
     }
 
-    fn client_is_answered(&mut self, at: usize, frame: &Value) {
-        let id = frame["id"].as_u64().unwrap_or_else(|| panic!("{frame}"));
+    fn client_is_answered(&mut self, at: usize, heard: &Heard<'_>, frame: &str) {
+        let id = heard.id.and_then(|id| id.get().parse().ok());
+        let id: u64 = id.unwrap_or_else(|| panic!("{frame}"));
         let Some(due) = self.clients[at].due.remove(&id) else {
             panic!("c{at}: answered twice, or never asked: {frame}");
         };
         self.stats.answered += 1;
         let session = due.session.clone();
-        let error = frame.get("error");
-        let code = error.and_then(|e| e["code"].as_i64()).unwrap_or(0);
-        let words = error.and_then(|e| e["message"].as_str()).unwrap_or("");
+        let error = heard.error.as_ref();
+        assert!(error.is_some() != heard.result.is_some(), "{frame}");
+        let code = error.map_or(0, |e| e.code);
+        let words = error.map_or("", |e| &*e.message);
         if !matches!(due.kind, Kind::Create | Kind::Resume) {
             let lost = words.contains("not found") && !self.view(at, &session).doubt;
             assert!(!lost, "c{at}: {session} is lost: {frame}");
@@ -462,6 +466,7 @@ impl World {
         let ok = error.is_none();
         let has_history = self.completed.contains_key(&session);
         let shared = self.is_shared(&session);
+        let now = self.now;
         let view = self.view(at, &session);
         match due.kind.clone() {
             Kind::Create | Kind::Resume if ok => {
@@ -482,6 +487,7 @@ impl World {
             }
             Kind::Detach if ok => {
                 view.state = State::Out;
+                view.left = Some(now);
                 view.awaiting.clear();
                 view.seen.clear();
                 view.over.clear();
@@ -496,13 +502,15 @@ impl World {
                 self.think_later(at, &session, 5 * SECOND);
             }
             Kind::Send(message) if ok => {
-                if !view.ended.contains(&message) {
+                let stayed = view.left.is_none_or(|left| left < due.since);
+                if stayed && !view.ended.contains(&message) {
                     view.awaiting.insert(message);
                 }
             }
             Kind::Read | Kind::LastRead if ok => {
                 if let (Some(value), 0, false) = (&view.approve, view.approving, shared) {
-                    assert_eq!(frame["result"]["approve"], **value, "c{at}: {session}");
+                    let approve = heard.result.as_ref().and_then(|result| result.approve);
+                    assert_eq!(approve, Some(value.as_str()), "c{at}: {session}");
                 }
                 view.last_read |= due.kind == Kind::LastRead;
             }

@@ -221,6 +221,7 @@ impl World {
         let name = self.name(server);
         let closed = std::mem::take(&mut self.watches[server].closed);
         self.directory.cleaned(&name, &closed);
+        self.touched.extend(closed.iter().map(ToString::to_string));
         self.watches[server].closing = None;
         if !self.directory.moved_from(&name).is_empty() {
             self.begin_closing(server, pid);

@@ -1,6 +1,6 @@
 //! Searches: what `proxy::locator` does, under the virtual clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::{Act, MS, SECOND, World, faults::Fault};
 use crate::core::{
@@ -66,10 +66,12 @@ enum Stage {
     Asking,
     Reopen,
     Pinging(BackendName),
-    /// The door of its owner, or of who is to be.
-    DoorHome(BackendName, PlacementReason),
-    /// The door of its new owner.
-    DoorAway(Located),
+    /// The door of its owner, or of who is to be; and who gives it away, if somebody does.
+    Door {
+        to: BackendName,
+        reason: PlacementReason,
+        from: Option<BackendName>,
+    },
 }
 
 impl World {
@@ -119,23 +121,19 @@ impl World {
 
     fn drop_search(&mut self, number: u64) {
         let search = self.searches.remove(&number).unwrap();
-        let door = match search.stage {
-            Stage::DoorHome(backend, _) => backend,
-            Stage::DoorAway(located) => located.backend,
-            Stage::Look
-            | Stage::Ask(_)
-            | Stage::Claim(_)
-            | Stage::Wait(_)
-            | Stage::Asking
-            | Stage::Reopen
-            | Stage::Pinging(_) => return,
-        };
-        let waiting = &mut self.doors.get_mut(door.as_str()).unwrap().queue;
-        match waiting.iter().position(|n| *n == number) {
-            Some(place) => drop(waiting.remove(place)),
+        if let Stage::Door { to, .. } = search.stage
+            && !self.leaves_queue(number, &to)
+        {
             // It was let in a moment ago.
-            None => self.leave_door(door.as_str()),
+            self.leave_door(to.as_str());
         }
+    }
+
+    /// Whether it was waiting at the door of `backend`; it is not any more.
+    fn leaves_queue(&mut self, number: u64, backend: &BackendName) -> bool {
+        let waiting = &mut self.doors.get_mut(backend.as_str()).unwrap().queue;
+        let place = waiting.iter().position(|n| *n == number);
+        place.is_some_and(|place| waiting.remove(place).is_some())
     }
 
     pub(super) fn doors_are_free(&self) -> bool {
@@ -276,18 +274,21 @@ impl World {
             }
             Stage::Asking | Stage::Pinging(_) => {}
             Stage::Reopen => self.reopen(number),
-            Stage::DoorHome(backend, reason) => {
-                let destination = Destination {
-                    backend: backend.clone(),
-                    reason,
-                    has_history: false,
-                };
-                let outcome = self.claim(number, destination);
-                self.found(number, outcome, Some(backend));
-            }
-            Stage::DoorAway(located) => {
-                let permit = located.backend.clone();
-                self.found(number, Ok(located), Some(permit));
+            Stage::Door { to, reason, from } => {
+                let usable = snapshot.get(&to).is_some_and(|b| b.is_usable());
+                let waits = &self.doors[to.as_str()].queue;
+                if usable && waits.contains(&number) {
+                    // Something else has changed.
+                    self.searches.get_mut(&number).unwrap().wants_pool = true;
+                } else if usable {
+                    self.enter(number, to, reason, from);
+                } else {
+                    if !self.leaves_queue(number, &to) {
+                        self.leave_door(to.as_str());
+                    }
+                    self.searches.get_mut(&number).unwrap().stage = Stage::Reopen;
+                    self.reopen(number);
+                }
             }
         }
     }
@@ -357,38 +358,14 @@ impl World {
                 let Some((to, reason)) = self.place(&session, &all) else {
                     return self.pause(number, Stage::Reopen, true, false, None);
                 };
-                let stage = Stage::DoorHome(to.clone(), reason);
-                self.searches.get_mut(&number).unwrap().stage = stage;
-                self.at_door(number, &to);
+                self.at_door(number, to, reason, None);
             }
             Return::Move { from } => {
                 let others = self.candidates(std::slice::from_ref(&from));
                 let Some((to, reason)) = self.place(&session, &others) else {
                     return self.pause(number, Stage::Reopen, true, false, None);
                 };
-                let now = self.instant();
-                if self.directory.reown(now, &session, &from, &to, me) != Claim::Granted {
-                    return self.pause(number, Stage::Reopen, false, true, Some(ASK_AGAIN));
-                }
-                self.note(|| format!("{session} moves from {from} to {to}"));
-                self.stats.moved += 1;
-                if !self.quiet && self.chance.below(self.size.sessions as u64 * 2) == 0 {
-                    // Its new owner dies before it is open there.
-                    let server = self.server_named(to.as_str());
-                    let soon = self.chance.below(10 * MS);
-                    self.plan(soon, Act::Fault(Fault::Kill(server)));
-                    let later = 100 * MS + self.chance.below(4 * SECOND);
-                    self.plan(later, Act::Fault(Fault::Start(server)));
-                }
-                let found = Located {
-                    backend: to.clone(),
-                    reason,
-                    has_history: false,
-                    parked: None,
-                    relation: Relation::Anybody,
-                };
-                self.searches.get_mut(&number).unwrap().stage = Stage::DoorAway(found);
-                self.at_door(number, &to);
+                self.at_door(number, to, reason, Some(from));
             }
             Return::AwaitBackend(_) => self.pause(number, Stage::Reopen, true, false, None),
             Return::AwaitHolders => {
@@ -404,11 +381,59 @@ impl World {
         }
     }
 
-    fn at_door(&mut self, number: u64, backend: &BackendName) {
-        if self.admit(number, backend) {
-            let round = self.searches[&number].round;
+    /// As `Search::admit`.
+    fn at_door(
+        &mut self,
+        number: u64,
+        to: BackendName,
+        reason: PlacementReason,
+        from: Option<BackendName>,
+    ) {
+        let admitted = self.admit(number, &to);
+        let search = self.searches.get_mut(&number).unwrap();
+        search.stage = Stage::Door { to, reason, from };
+        search.wants_pool = !admitted;
+        if admitted {
+            let round = search.round;
             self.plan(0, Act::Wake(number, round));
         }
+    }
+
+    /// It has a permit: now it claims its place.
+    fn enter(
+        &mut self,
+        number: u64,
+        to: BackendName,
+        reason: PlacementReason,
+        from: Option<BackendName>,
+    ) {
+        let search = &self.searches[&number];
+        let (session, me) = (search.session.clone(), search.connection);
+        let destination = Destination {
+            backend: to.clone(),
+            reason,
+            has_history: false,
+        };
+        let Some(from) = from else {
+            let outcome = self.claim(number, destination);
+            return self.found(number, outcome, Some(to));
+        };
+        let now = self.instant();
+        if self.directory.reown(now, &session, &from, &to, me) != Claim::Granted {
+            self.leave_door(to.as_str());
+            return self.pause(number, Stage::Reopen, false, true, Some(ASK_AGAIN));
+        }
+        self.note(|| format!("{session} moves from {from} to {to}"));
+        self.stats.moved += 1;
+        if !self.quiet && self.chance.below(self.size.sessions as u64 * 2) == 0 {
+            // Its new owner dies before it is open there.
+            let server = self.server_named(to.as_str());
+            let soon = self.chance.below(10 * MS);
+            self.plan(soon, Act::Fault(Fault::Kill(server)));
+            let later = 100 * MS + self.chance.below(4 * SECOND);
+            self.plan(later, Act::Fault(Fault::Start(server)));
+        }
+        self.found(number, Ok(located(destination)), Some(to));
     }
 
     /// What a backend says over its control connection.
@@ -473,8 +498,7 @@ impl World {
         if matches!(&search.stage, Stage::Pinging(owner) if *owner == name) {
             search.round += 1;
             if matches!(open, Reply::Yes | Reply::No) {
-                search.stage = Stage::DoorHome(name.clone(), PlacementReason::Owner);
-                self.at_door(number, &name);
+                self.at_door(number, name, PlacementReason::Owner, None);
             } else {
                 self.pause(number, Stage::Reopen, true, false, Some(ASK_AGAIN));
             }
@@ -628,14 +652,11 @@ impl World {
         }
     }
 
-    /// Connections that count as holders for an answer that is still to come.
-    pub(super) fn claiming(&self) -> BTreeMap<String, Vec<ConnectionId>> {
-        let mut claiming: BTreeMap<String, Vec<ConnectionId>> = BTreeMap::new();
-        for search in self.searches.values() {
-            let session = search.session.to_string();
-            claiming.entry(session).or_default().push(search.connection);
-        }
-        claiming
+    /// Whether it counts as a holder for an answer that is still to come.
+    pub(super) fn claims_soon(&self, session: &str, holder: ConnectionId) -> bool {
+        self.searches
+            .values()
+            .any(|s| s.connection == holder && s.session.as_str() == session)
     }
 }
 

@@ -53,6 +53,7 @@ impl World {
                 self.wake_for_store();
             }
             Output::Lost(session) => {
+                self.give_permit_back(at, session.as_str());
                 self.note(|| format!("c{at}: has lost {session}"));
                 self.directory.stands(session.as_str(), me, Standing::Lost);
                 self.wake_for_store();

@@ -1,8 +1,11 @@
 //! Connections between a client's machine and a process: frames in order, late; ends; cuts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
 
-use super::{Act, MS, World};
+use super::{Act, MS, World, json::Call};
 use crate::core::{
     id::ConnectionId,
     mux::{
@@ -14,6 +17,9 @@ use crate::core::{
 /// What goes over a connection.
 #[derive(Clone, Debug)]
 pub(super) enum Item {
+    /// A frame of a machine, read already.
+    Call(Rc<Call>),
+    /// A frame of a backend.
     Frame(String),
     /// The start of one, and no more.
     Half(String),
@@ -112,8 +118,9 @@ impl World {
                     let frames = cut_frames(&mut state.bytes);
                     for frame in frames {
                         self.note(|| format!("c{at} > {link}: {frame}"));
-                        self.check_written(at, link, &frame);
-                        self.send_up(link, Item::Frame(frame));
+                        let call = Call::read(&frame);
+                        self.check_written(at, link, &call);
+                        self.send_up(link, Item::Call(Rc::new(call)));
                     }
                 }
             }
@@ -175,21 +182,21 @@ impl World {
         let state = self.links.get_mut(&link).unwrap();
         let pid = state.pid;
         match item {
-            Item::Frame(frame) if !state.greeted => {
+            Item::Call(call) if !state.greeted => {
                 state.greeted = true;
-                assert!(frame.contains(r#""method":"connect""#), "{frame}");
+                assert_eq!(call.method, "connect");
                 let answer = r#"{"jsonrpc":"2.0","id":0,"result":{"ok":true,"protocolVersion":3}}"#;
                 self.send_down(link, Item::Frame(answer.into()));
             }
-            Item::Frame(frame) => {
+            Item::Call(call) => {
                 let delay = if self.chance.percent(80) {
                     self.chance.below(300)
                 } else {
                     self.chance.below(5 * MS)
                 };
-                self.plan(delay, Act::Execute(pid, link, frame));
+                self.plan(delay, Act::Execute(pid, link, call));
             }
-            Item::Half(_) => {}
+            Item::Frame(_) | Item::Half(_) => unreachable!("a machine writes whole frames"),
             Item::End => {
                 state.there = false;
                 self.detach_link(pid, link);
@@ -210,6 +217,7 @@ impl World {
             return;
         }
         match item {
+            Item::Call(_) => unreachable!("a backend says what it has to say as text"),
             Item::Frame(_) | Item::Half(_) if state.reset => {}
             Item::Frame(body) => {
                 self.watches[server].heard = self.now;
