@@ -29,6 +29,8 @@ pub struct Request {
     pub reference: Wanted,
     /// `--methods`: print which methods may be used.
     pub methods: Wanted,
+    /// `--as NAME`: by this principal.
+    pub principal: Option<String>,
     /// `-o`.
     pub output: Output,
 }
@@ -67,7 +69,7 @@ pub struct Answer {
     pub out: String,
     /// For standard error.
     pub err: String,
-    /// 0, or 78 if the configuration is refused.
+    /// 0, or 78 if the configuration is refused or has no such principal.
     pub code: u8,
 }
 
@@ -157,7 +159,21 @@ fn accepted(request: &Request, path: &Path, loaded: &Loaded, place: Place<'_>) -
 /// What may be used, method by method.
 fn methods(request: &Request, config: &Config, warnings: String) -> Answer {
     let access = &config.identity.access;
-    let rows = rulings(access, None);
+    let principal = match &request.principal {
+        None => None,
+        Some(name) => {
+            let mut entries = config.identity.principals.entries().iter();
+            let Some(entry) = entries.find(|entry| *entry.principal.name == **name) else {
+                return Answer {
+                    out: String::new(),
+                    err: format!("{warnings}taxiway: no principal is named {name:?}\n"),
+                    code: CONFIG,
+                };
+            };
+            Some(entry.principal.clone())
+        }
+    };
+    let rows = rulings(access, principal.as_deref());
     let out = match request.output {
         Output::Json => page(json!({
             "profile": access.methods.profile.word(),

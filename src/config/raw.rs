@@ -429,14 +429,15 @@ impl Walk<'_> {
                 self.not_built(&name.span(), &written, key.text);
                 continue;
             }
-            let entry = match key.kind {
-                Kind::Tables => {
-                    let name = format!("{}.{word}", section.name);
-                    self.nested_list(&name, &value.span(), value, raw);
-                    continue;
-                }
-                Kind::Nested(short) => self.nested(section, key, short, value, &mut nested, raw),
-                _ => self.value(section, key, value),
+            if let Kind::Tables = key.kind {
+                let name = format!("{}.{word}", section.name);
+                self.nested_list(&name, &value.span(), value, raw);
+                continue;
+            }
+            let entry = if let Kind::Nested(short) = key.kind {
+                self.nested(section, key, short, value, &mut nested, raw)
+            } else {
+                self.value(section, key, value)
             };
             entries.insert(key.name, entry);
         }
@@ -539,7 +540,11 @@ impl Walk<'_> {
         }
         let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
         let what = if is_section { "section" } else { "key" };
-        let top = || SECTIONS.iter().filter(|s| s.shape != Shape::NestedList);
+        let top = || {
+            SECTIONS
+                .iter()
+                .filter(|s| !matches!(s.shape, Shape::Nested | Shape::NestedList))
+        };
         let help = reference::nearest(&word, top().map(|s| s.name))
             .map(|near| format!("did you mean `{near}`?"))
             .or_else(|| belongs_to(&word))

@@ -10,6 +10,7 @@ use super::{
     event::NotFound,
     id::{BackendName, SessionId},
     locate::Refusal,
+    sharing,
 };
 
 /// The id of an answer to a frame that carried none that could be read. Use it only for what
@@ -54,7 +55,7 @@ pub enum ProxyError {
     /// A client that shares a session wants to change it for the others.
     #[error(
         "{} is not allowed through this proxy: the session is shared with you, and {}",
-        Quote(.method), not_for_members(.fields)
+        Quote(.method), sharing::refusal(.fields)
     )]
     NotForMembers {
         /// The method.
@@ -670,25 +671,6 @@ fn unavailable(session: Option<&SessionId>, backend: Option<&BackendName>) -> St
             "No backend is available; try again, or look at `taxiway status`".to_owned()
         }
     }
-}
-
-/// Params named in one message.
-const FIELDS: usize = 8;
-
-fn not_for_members(fields: &[String]) -> String {
-    if fields.is_empty() {
-        return "this is for the one whose it is".to_owned();
-    }
-    let named: Vec<String> = fields
-        .iter()
-        .take(FIELDS)
-        .map(|field| Quote(field).to_string())
-        .collect();
-    let more = if fields.len() > FIELDS { ", …" } else { "" };
-    format!(
-        "only the one whose it is may say {}{more}; leave that out",
-        named.join(", ")
-    )
 }
 
 /// A peer's text cut to a bounded length at a character boundary.

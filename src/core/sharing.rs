@@ -132,6 +132,27 @@ fn beyond(params: &[u8]) -> Vec<String> {
         .collect()
 }
 
+/// Params named in one message, and how much of each, in bytes.
+const FIELDS: usize = 8;
+const FIELD: usize = 64;
+
+/// The rest of the sentence for a client whose call is [`Verdict::Changes`] by these params, or
+/// [`Verdict::NotTheirs`] if there are none.
+pub fn refusal(fields: &[String]) -> String {
+    if fields.is_empty() {
+        return "this is for the one whose it is".to_owned();
+    }
+    let short = fields.iter().filter(|field| field.len() <= FIELD);
+    let named: Vec<&str> = short.take(FIELDS).map(String::as_str).collect();
+    let more = if fields.len() > named.len() {
+        ", …"
+    } else {
+        ""
+    };
+    let named = named.join(", ");
+    format!("only the one whose it is may say {named}{more}; leave that out")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

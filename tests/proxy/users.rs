@@ -33,6 +33,8 @@ impl House {
             .all_of(&sims)
             .text("identity.session_id_user", "^user-(?<user>.+?)--")
             .text("identity.tokens_file", "tokens")
+            // Nothing shall be denied for another reason.
+            .text("access.profile", "single-tenant")
             .set(
                 "identity.shared",
                 "[{ pattern = 'team-.*', groups = ['red'] }]",

@@ -141,3 +141,28 @@ fn lists_what_may_be_used() {
     let kill = methods.iter().find(|m| m["method"] == "session.shell.kill");
     assert_eq!(kill.unwrap()["decision"], "denied");
 }
+
+#[test]
+fn lists_what_a_principal_may_use() {
+    let hash = "0".repeat(64);
+    let text = format!(
+        "[[identity.principals]]\nname = \"ops\"\ntoken_sha256 = \"{hash}\"\n\
+         allow = [\"session.shell.exec\"]\n{MINIMAL}"
+    );
+    let by = |name: &str| Request {
+        methods: Wanted::Yes,
+        principal: Some(name.to_owned()),
+        ..Request::default()
+    };
+    let answer = run(&text, by("ops"));
+    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    let found = answer
+        .out
+        .lines()
+        .find(|line| line.starts_with("session.shell.exec "));
+    let words: Vec<_> = found.unwrap_or_default().split_whitespace().collect();
+    assert_eq!(words[3..5], ["allowed", "principal"]);
+    let answer = run(&text, by("nobody"));
+    assert_eq!(answer.code, 78);
+    assert_eq!(answer.err, "taxiway: no principal is named \"nobody\"\n");
+}

@@ -8,10 +8,11 @@ use super::{
     upstream::SlotId,
 };
 use crate::core::{
-    event::{Event, NotFound},
+    event::{ClosedBy, Event, NotFound},
     id::SessionId,
     idmap::RequestId,
     replay::Effect,
+    reply::LostBy,
     route::Class,
 };
 
@@ -61,6 +62,44 @@ impl Mux {
         }
         self.closed_in_silence(cx, key, &backend, out);
         Some(self.hold_again(cx, key, id, call))
+    }
+
+    /// The backend does not have the session open (any more: idle cleanup and closes by others are
+    /// silent, PROTOCOL §8).
+    pub(super) fn lost_sight(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        call: &Call,
+        out: &mut Outbox,
+    ) {
+        let (Some(session), Some(upstream)) = (&call.session, self.upstreams.get(slot)) else {
+            return;
+        };
+        let backend = upstream.backend.clone();
+        let attached = self.key_at(call, slot).filter(|key| {
+            let entry = &self.entries[*key];
+            // Only if it was attached when the call was made, and not once more since.
+            entry.attached && call.attachment == Some(entry.attachments)
+        });
+        let reason = if attached.is_some() {
+            NotFound::ClosedByBackend
+        } else {
+            NotFound::Unknown
+        };
+        self.outputs
+            .push_back(Output::Event(Event::SessionNotFound {
+                session: session.clone(),
+                reason,
+            }));
+        if let Some(key) = attached {
+            self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
+            let closed = Output::Closed {
+                session: session.clone(),
+                backend,
+            };
+            self.closed(cx, Some(key), closed);
+        }
     }
 
     /// A call that was not executed is made once more when its session is open again, before what

@@ -23,12 +23,12 @@ use super::{
 };
 use crate::core::{
     connect,
-    event::{CallOutcome, ClosedBy, Direction, Event, FrameKind, NotFound, TurnOutcome},
+    event::{CallOutcome, ClosedBy, Direction, FrameKind, TurnOutcome},
     frame::Cut,
     id::SessionId,
     idmap::RequestId,
     replay::Effect,
-    reply::{self, LostBy, ProxyError},
+    reply::{self, ProxyError},
     route::{BackendClass, Class, classify_backend},
     scan::{self, Head, Kind},
 };
@@ -663,7 +663,7 @@ impl Mux {
 
     /// The session is closed for everybody, so the directory, told by `news`, counts nobody. If this
     /// connection is about to open it again there, it must stay there: it is counted anew.
-    fn closed(&mut self, cx: &Context<'_>, key: Option<usize>, news: Output) {
+    pub(super) fn closed(&mut self, cx: &Context<'_>, key: Option<usize>, news: Output) {
         if let Some(key) = key {
             self.detached(cx, key);
             self.unclaim(key);
@@ -679,40 +679,8 @@ impl Mux {
 
     /// The entry of a call's session, if that session is served by `slot`: what another backend
     /// says of it does not concern the one that is attached.
-    fn key_at(&self, call: &Call, slot: SlotId) -> Option<usize> {
+    pub(super) fn key_at(&self, call: &Call, slot: SlotId) -> Option<usize> {
         self.key_of(call)
             .filter(|key| self.entries[*key].slot == Some(slot))
-    }
-
-    /// The backend does not have the session open (any more: idle cleanup and closes by others are
-    /// silent, PROTOCOL §8).
-    fn lost_sight(&mut self, cx: &Context<'_>, slot: SlotId, call: &Call, out: &mut Outbox) {
-        let (Some(session), Some(upstream)) = (&call.session, self.upstreams.get(slot)) else {
-            return;
-        };
-        let backend = upstream.backend.clone();
-        let attached = self.key_at(call, slot).filter(|key| {
-            let entry = &self.entries[*key];
-            // Only if it was attached when the call was made, and not once more since.
-            entry.attached && call.attachment == Some(entry.attachments)
-        });
-        let reason = if attached.is_some() {
-            NotFound::ClosedByBackend
-        } else {
-            NotFound::Unknown
-        };
-        self.outputs
-            .push_back(Output::Event(Event::SessionNotFound {
-                session: session.clone(),
-                reason,
-            }));
-        if let Some(key) = attached {
-            self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
-            let closed = Output::Closed {
-                session: session.clone(),
-                backend,
-            };
-            self.closed(cx, Some(key), closed);
-        }
     }
 }

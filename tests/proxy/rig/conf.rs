@@ -70,6 +70,14 @@ impl Conf {
         self
     }
 
+    /// As if it had never been set.
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        let (section, key) = key.split_once('.').unwrap();
+        let section = self.sections.get_mut(section);
+        section.and_then(|lines| lines.remove(key));
+        self
+    }
+
     /// `section.key = 'text'`.
     pub(crate) fn text(self, key: &str, text: &str) -> Self {
         self.set(key, &format!("'{text}'"))

@@ -54,7 +54,7 @@ use crate::core::{
     testing,
 };
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 400;
 
 /// One millisecond of the virtual clock, which counts microseconds.
 const MS: u64 = 1_000;
