@@ -42,6 +42,31 @@ fn frames(c: &mut Criterion) {
     });
     assert_eq!(stage.mux.open_calls(), 0);
 
+    // A whole turn each, with the lock that nobody else wants, and without one.
+    for (name, locks) in [("turn", false), ("turn with its lock", true)] {
+        let mut stage = Stage::new();
+        if locks {
+            stage.lock_turns();
+        }
+        let send = framed(
+            r#"{"jsonrpc":"2.0","id":1,"method":"session.send","params":{"sessionId":"s0","prompt":"hello"}}"#,
+        );
+        let turn = [
+            response(1),
+            event(0, "assistant.turn_start"),
+            event(0, "session.idle"),
+        ]
+        .concat();
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                stage.client(&send);
+                stage.backend(&turn);
+            });
+        });
+    }
+    group.throughput(Throughput::Elements(u64::from(RUN)));
+
     let mut stage = Stage::new();
     let asks: Vec<u8> = (0..RUN)
         .flat_map(|id| {

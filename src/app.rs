@@ -49,8 +49,8 @@ use crate::{
     },
     observe::{self, Observer},
     proxy::{
-        Doorman, Front, Hub, Moves, Pacer, Providers, Rules, Shared, hub::Message,
-        listener::Connections, mover,
+        Doorman, Front, Hub, Moves, Pacer, Providers, Quota, Rules, Shared, hub::Message,
+        listener::Connections, mover, quota,
     },
     store::Store,
 };
@@ -350,6 +350,7 @@ impl App {
             providers,
             pacer: Pacer::default(),
             moves: Moves::default(),
+            quota: Quota::default(),
             doorman: Doorman::default(),
         };
         tokio::spawn(mover::run(shared.clone(), CancellationToken::new()));
@@ -369,6 +370,7 @@ impl App {
             stage: stage.clone(),
             config: config.clone(),
             rules: rules.clone(),
+            quota: shared.quota.clone(),
             reload: wishes,
             open_connections: Arc::new(move || open.open()),
             primary: primary.clone(),
@@ -466,6 +468,17 @@ impl App {
         ] {
             metrics.set_limit(name, value as f64);
         }
+        let caps = limits.caps;
+        let wide = |most: Option<u32>| most.map(f64::from);
+        for (name, most) in [
+            (quota::CONNECTIONS, wide(caps.connections)),
+            (quota::SESSIONS, wide(caps.sessions)),
+            (quota::TURNS, wide(caps.turns)),
+            (quota::CALLS, wide(caps.calls_per_second)),
+            (quota::BYTES, caps.bytes_per_second.map(|n| n as f64)),
+        ] {
+            metrics.set_limit(name, most.unwrap_or(f64::INFINITY));
+        }
         metrics.set_certificates(&self.config.load().certificates());
     }
 
@@ -560,6 +573,7 @@ fn rules(config: &Config) -> Rules {
             detach_grace: config.sessions.detach_grace,
             turn_stall: config.sessions.turn_stall,
             ends_stalled: config.sessions.turn_stall_action == config::StallAction::End,
+            turns: config.sessions.turns,
             access: config.identity.access.clone(),
             revoke_grace: config.identity.revoke_grace,
             last_turns: config.drain.timeout,
@@ -573,6 +587,7 @@ fn rules(config: &Config) -> Rules {
         write_stall: config.listener.write_stall,
         drain_timeout: config.drain.timeout,
         connections: config.limits.connections,
+        caps: config.limits.caps,
         front: Arc::new(Front {
             allow_from: config.listener.allow_from.clone(),
             proxy_from: config.listener.proxy_protocol_from.clone(),

@@ -66,6 +66,30 @@ fn requests_and_responses_with_integer_ids_allocate_nothing() {
 }
 
 #[test]
+fn a_lock_that_nobody_else_wants_allocates_nothing() {
+    let turn = |stage: &mut Stage| {
+        stage.client(&stage::framed(
+            r#"{"jsonrpc":"2.0","id":1,"method":"session.send","params":{"sessionId":"s0"}}"#,
+        ));
+        stage.backend(&stage::response(1));
+        stage.backend(&stage::event(0, "assistant.turn_start"));
+        stage.backend(&stage::event(0, "session.idle"));
+    };
+    let counts = [false, true].map(|locks| {
+        let mut stage = Stage::new();
+        if locks {
+            stage.lock_turns();
+        }
+        warm_up(&mut stage, turn);
+        allocations(|| (0..100).for_each(|_| turn(&mut stage)))
+    });
+    assert_eq!(
+        counts[0], counts[1],
+        "for 100 turns without a lock, and with one"
+    );
+}
+
+#[test]
 fn asking_for_the_next_timeout_allocates_nothing() {
     let mut stage = Stage::new();
     stage.client(&stage::request(1, 0));

@@ -7,13 +7,21 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use taxiway::core::{
-    access::Relation,
-    event::PlacementReason,
-    frame::{FrameLimits, write_header},
-    id::ConnectionId,
-    mux::{Context, CreateExisting, Located, Mux, Outbox, Output, Settings, SlotId},
-    snapshot::{AdminState, Backend, Health, Mode, Snapshot},
+use taxiway::{
+    core::{
+        access::Relation,
+        event::PlacementReason,
+        frame::{FrameLimits, write_header},
+        id::{ConnectionId, SessionId},
+        identity::{Person, Principal},
+        mux::{
+            Alone, Commons, Context, CreateExisting, Located, Mux, Outbox, Output, Over, Settings,
+            SlotId,
+        },
+        snapshot::{AdminState, Backend, Health, Mode, Snapshot},
+        turnlock::{Ask, Terms, Verdict},
+    },
+    store::Turns,
 };
 
 /// The traffic's two ends and what is between.
@@ -24,6 +32,8 @@ pub(crate) struct Stage {
     out: Outbox,
     now: Instant,
     slot: Option<SlotId>,
+    commons: Box<dyn Commons>,
+    turns: Turns,
     /// Bytes that were written.
     written: usize,
 }
@@ -78,6 +88,7 @@ impl Stage {
             detach_grace: Some(Duration::from_secs(30)),
             turn_stall: None,
             ends_stalled: false,
+            turns: Terms::default(),
             revoke_grace: Duration::from_secs(60),
             last_turns: Duration::from_secs(600),
             access: Arc::default(),
@@ -111,6 +122,8 @@ impl Stage {
             out: Outbox::new(),
             now,
             slot: None,
+            commons: Box::new(Alone),
+            turns: Turns::default(),
             written: 0,
         };
         for session in 0..2 {
@@ -137,6 +150,12 @@ impl Stage {
         });
     }
 
+    /// Turns are asked for from now on, as connections do that share a store.
+    #[allow(dead_code, reason = "not every user of the stage compares")]
+    pub(crate) fn lock_turns(&mut self) {
+        self.commons = Box::new(Locked(self.turns.clone()));
+    }
+
     /// Bytes that were written since the beginning.
     pub(crate) fn written(&self) -> usize {
         self.written
@@ -152,6 +171,7 @@ impl Stage {
             wall: SystemTime::UNIX_EPOCH,
             snapshot: &self.snapshot,
             settings: &self.settings,
+            commons: self.commons.as_ref(),
         };
         let used = handle(&mut self.mux, &cx, &mut self.out);
         assert_eq!(used, input.len());
@@ -171,6 +191,11 @@ impl Stage {
                 };
                 self.mux
                     .handle_located(&cx, question.ticket, Ok(located), &mut self.out);
+            } else if let Output::TurnOver { session, .. } = output {
+                let next = self
+                    .turns
+                    .release(self.now, session.as_str(), self.mux.id(), None);
+                black_box(next);
             } else if let Output::Connect { slot, .. } = output {
                 self.slot = Some(slot);
                 self.mux.handle_upstream_connected(&cx, slot, &mut self.out);
@@ -181,5 +206,39 @@ impl Stage {
         }
         self.out.clear();
         black_box(self.mux.poll_timeout(&self.settings));
+    }
+}
+
+/// The locks of a store.
+#[derive(Debug)]
+struct Locked(Turns);
+
+impl Commons for Locked {
+    fn enter(&self, _: Option<&Arc<Principal>>) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn spend(&self, _: usize) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn seat_session(&self, _: &SessionId) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn may_open(&self) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn seat_turn(&self, _: &SessionId) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn ask_turn(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
+        self.0.ask(now, session, ask)
+    }
+
+    fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool {
+        self.0.may_end(session, by, user)
     }
 }

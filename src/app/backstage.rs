@@ -31,9 +31,10 @@ use crate::{
         identity::{Caps, Principal, Role},
         locate::{self, Refusal, Step},
         snapshot::{self, AdminState, Mode, Snapshot},
+        turnlock,
     },
     observe::Observer,
-    proxy::Rules,
+    proxy::{Quota, Rules, quota},
     store::Store,
 };
 
@@ -63,6 +64,7 @@ pub(super) struct Stagehand {
     pub(super) stage: Arc<Stage>,
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) rules: Arc<ArcSwap<Rules>>,
+    pub(super) quota: Quota,
     pub(super) reload: mpsc::Sender<ReloadWish>,
     pub(super) open_connections: Arc<dyn Fn() -> usize + Send + Sync>,
     /// Older processes, which follow what operators say here.
@@ -117,6 +119,14 @@ impl Backstage for Stagehand {
         let metrics = self.observer.metrics();
         metrics.set_limit_usage("limits.connections", (self.open_connections)() as f64);
         metrics.set_limit_usage("limits.directory_sessions", self.store.lock().len() as f64);
+        let most = self.quota.most();
+        for (limit, used) in [
+            (quota::CONNECTIONS, most.connections),
+            (quota::SESSIONS, most.sessions),
+            (quota::TURNS, most.turns),
+        ] {
+            metrics.set_limit_usage(limit, f64::from(used));
+        }
         metrics.upgrade_peers(self.primary.count());
         metrics.render()
     }
@@ -175,7 +185,10 @@ impl Backstage for Stagehand {
         let items: Vec<SessionView> = rows
             .into_iter()
             .take(limit)
-            .map(|(id, known)| SessionView {
+            .map(|(id, known)| (self.store.turns().get(id.as_str()), id, known))
+            .map(|(lock, id, known)| SessionView {
+                turn_holder: lock.as_ref().map(|lock| lock.holder.connection.to_string()),
+                turn_waiters: lock.map_or(0, |lock| lock.queue.len() as u64),
                 user: user_of(&rules, id.as_str(), &known).map(str::to_owned),
                 backend: known
                     .owner
@@ -239,6 +252,7 @@ impl Backstage for Stagehand {
             "connections": known.holders,
             "parked": known.parked.is_some(),
             "turn_open": known.in_turn,
+            "turn_lock": self.store.turns().get(session).map(|lock| turn_lock(&lock)),
             "moving": known.moving,
             "next_call": next,
             "placement_if_new": placed.map(|(b, reason)| json!({
@@ -351,6 +365,30 @@ impl Stagehand {
             self.primary.tell(&wish);
         }
     }
+}
+
+/// Who has the turn of a session, and who waits for it.
+fn turn_lock(lock: &turnlock::Lock) -> Value {
+    let seconds = |since: Instant| since.elapsed().as_secs_f64();
+    let waiting: Vec<Value> = lock
+        .queue
+        .iter()
+        .map(|waiter| {
+            json!({
+                "connection": waiter.connection.to_string(),
+                "user": waiter.user.as_ref().map(ToString::to_string),
+                "waits_seconds": seconds(waiter.since),
+            })
+        })
+        .collect();
+    let holder = &lock.holder;
+    json!({
+        "holder": holder.connection.to_string(),
+        "user": holder.user.as_ref().map(ToString::to_string),
+        "begun_by_server": holder.background,
+        "held_seconds": seconds(holder.since),
+        "waiting": waiting,
+    })
 }
 
 /// What a store that cannot be written means.

@@ -166,6 +166,7 @@ pub(super) fn refresh_gauges(
     let metrics = observer.metrics();
     metrics.pool_panic(snapshot.panic);
     metrics.store_unwritten(store.unwritten());
+    metrics.set_queue_length("turn_lock", store.turns().waiting());
     let loads: Vec<_> = {
         let directory = store.lock();
         let configured = |home: &BackendName| snapshot.get(home).is_some_and(|b| !b.removed);

@@ -20,6 +20,7 @@ use crate::core::snapshot::Mode;
 
 mod access;
 mod failover;
+mod fair;
 mod identity;
 mod pool;
 mod secret;
@@ -62,7 +63,7 @@ pub(super) fn check(
             socket: UpgradeSocket::None,
             timeout: raw.table("upgrade").duration("timeout"),
         },
-        limits: limits(raw.table("limits")),
+        limits: limits(raw.table("limits"), raw.table("sessions")),
         log: log(raw.table("log")),
         store: check.store(),
         backends: check.backends(),
@@ -72,6 +73,7 @@ pub(super) fn check(
     config.identity = check.identity(&config.listener, &config.routing);
     config.upgrade.socket = check.upgrade_socket(config.listener.address);
     check.giving_up(&config);
+    check.nobody_counts(&config);
     check.pool(&config);
     config.secret_variables = check.secret_variables;
     config
@@ -380,6 +382,7 @@ fn sessions(table: &Table) -> Sessions {
             "end" => Some(StallAction::End),
             _ => None,
         }),
+        turns: fair::terms(table),
     }
 }
 
@@ -401,7 +404,7 @@ fn drain(table: &Table) -> Drain {
     }
 }
 
-fn limits(table: &Table) -> Limits {
+fn limits(table: &Table, sessions: &Table) -> Limits {
     Limits {
         frame: table.size("frame"),
         header: table.size("header"),
@@ -411,6 +414,7 @@ fn limits(table: &Table) -> Limits {
         connections: table.count("connections"),
         directory_sessions: table.count("directory_sessions"),
         session_params: table.size("session_params"),
+        caps: fair::caps(table, sessions),
     }
 }
 

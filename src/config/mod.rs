@@ -10,9 +10,11 @@ use crate::{
         access::Access,
         credential::Principals,
         id::{BackendName, Secret},
+        identity::Caps,
         network::Networks,
         proxy_header::Version,
         snapshot::{AdminState, Mode},
+        turnlock,
     },
     transport::{Acceptor, ClientAuth, Connector, Transport},
 };
@@ -204,6 +206,8 @@ pub struct Sessions {
     pub turn_stall: Option<Duration>,
     /// What happens to a stalled turn.
     pub turn_stall_action: StallAction,
+    /// One turn at a time, and for how long.
+    pub turns: turnlock::Terms,
 }
 
 /// `[health]`
@@ -304,6 +308,8 @@ pub struct Limits {
     /// Parameters of a session's last create or resume that are kept to open it again, in bytes per
     /// session and client; a session with longer ones is not reopened.
     pub session_params: usize,
+    /// What each user may use at a time; none = as much as there is.
+    pub caps: Caps,
 }
 
 /// `[log]`

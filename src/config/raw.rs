@@ -223,6 +223,20 @@ impl Table {
         value
     }
 
+    pub(super) fn integer_or_none(&self, key: &str) -> Option<u32> {
+        let Value::Integer(value) = self.value(key)? else {
+            unfit(key)
+        };
+        Some(value)
+    }
+
+    pub(super) fn size_or_none(&self, key: &str) -> Option<u64> {
+        let Value::Size(value) = self.value(key)? else {
+            unfit(key)
+        };
+        Some(value)
+    }
+
     pub(super) fn count(&self, key: &str) -> usize {
         usize::try_from(self.integer(key)).unwrap_or(usize::MAX)
     }

@@ -13,6 +13,7 @@ use super::{
 
 mod check_command;
 mod failover;
+mod fair;
 mod identity;
 mod reload;
 mod store;
@@ -60,6 +61,11 @@ token_env = "ANN"
 tls_name = "ann.example"
 allow = "sessions.*"
 deny = ["session.shell.exec"]
+connections = 3
+sessions = 0
+turns = 5
+calls_per_second = 0
+bytes_per_second = "0B"
 [[identity.jwt]]
 name = "sso"
 issuer = "https://sso.example"
@@ -91,6 +97,11 @@ deny_params = ["mcpServers.*.command"]
 create_existing = "reject"
 detach_grace = "1m"
 turn_stall = "10m"
+turn_lock = "reject"
+turn_lock_timeout = "1m"
+turn_lock_holder = "send"
+turn_max = "0s"
+max_open_per_user = 7
 turn_stall_action = "end"
 [health]
 interval = "1m"
@@ -118,6 +129,10 @@ sessions_per_connection = 1_000
 connections = 12
 directory_sessions = 2000
 session_params = "64KiB"
+connections_per_user = 3
+turns_per_user = 4
+calls_per_second = 50
+bytes_per_second = "1MiB"
 [log]
 level = "trace"
 format = "json"
@@ -189,7 +204,8 @@ fn a_minimal_file_has_the_promised_defaults() {
             },
             "sessions": {
                 "create_existing": "resume", "detach_grace": "30s", "turn_stall": "0s",
-                "turn_stall_action": "log",
+                "turn_stall_action": "log", "turn_lock": "queue", "turn_lock_timeout": "5m",
+                "turn_lock_holder": "connection", "turn_max": "1h", "max_open_per_user": 0,
             },
             "health": {
                 "interval": "2s", "timeout": "1s", "unhealthy_after": 3, "healthy_after": 2,
@@ -202,6 +218,8 @@ fn a_minimal_file_has_the_promised_defaults() {
                 "frame": "64MiB", "header": "8KiB", "frame_timeout": "30s",
                 "calls_per_connection": 1024, "sessions_per_connection": 1024,
                 "connections": 10000, "directory_sessions": 1_000_000, "session_params": "1MiB",
+                "connections_per_user": 0, "turns_per_user": 0, "calls_per_second": 0,
+                "bytes_per_second": "0B",
             },
             "log": { "level": "info", "format": "text", "identities": "plain" },
             "store": {

@@ -17,6 +17,7 @@ use crate::{
         network::Networks,
         proxy_header::Version,
         snapshot::{AdminState, Mode},
+        turnlock,
     },
     transport::ClientAuth,
 };
@@ -96,6 +97,18 @@ pub fn redacted(config: &Config) -> Value {
                 CreateExisting::Reject => "reject",
             },
             "detach_grace": show_duration(sessions.detach_grace.unwrap_or_default()),
+            "max_open_per_user": limits.caps.sessions.unwrap_or(0),
+            "turn_lock": match sessions.turns.rule {
+                turnlock::Rule::Queue => "queue",
+                turnlock::Rule::Reject => "reject",
+                turnlock::Rule::Off => "off",
+            },
+            "turn_lock_timeout": show_duration(sessions.turns.timeout),
+            "turn_lock_holder": match sessions.turns.unit {
+                turnlock::Unit::Connection => "connection",
+                turnlock::Unit::Send => "send",
+            },
+            "turn_max": show_duration(sessions.turns.max.unwrap_or_default()),
             "turn_stall": show_duration(sessions.turn_stall.unwrap_or_default()),
             "turn_stall_action": match sessions.turn_stall_action {
                 StallAction::Log => "log",
@@ -132,6 +145,10 @@ pub fn redacted(config: &Config) -> Value {
             "connections": limits.connections,
             "directory_sessions": limits.directory_sessions,
             "session_params": show_size(limits.session_params as u64),
+            "connections_per_user": limits.caps.connections.unwrap_or(0),
+            "turns_per_user": limits.caps.turns.unwrap_or(0),
+            "calls_per_second": limits.caps.calls_per_second.unwrap_or(0),
+            "bytes_per_second": show_size(limits.caps.bytes_per_second.unwrap_or(0)),
         },
         "log": {
             "level": log.level.as_str().to_ascii_lowercase(),
@@ -199,7 +216,18 @@ pub(super) fn entry(entry: &Entry) -> Value {
         "tls_name": texts(&entry.certificates),
         "allow": texts(&principal.allow),
         "deny": texts(&principal.deny),
+        "connections": most(principal.caps.connections),
+        "sessions": most(principal.caps.sessions),
+        "turns": most(principal.caps.turns),
+        "calls_per_second": most(principal.caps.calls_per_second),
+        "bytes_per_second": principal.caps.bytes_per_second
+            .map(|n| show_size(if n == u64::MAX { 0 } else { n })),
     })
+}
+
+/// A cap of a principal's own: zero where there is none, whatever others have.
+fn most(cap: Option<u32>) -> Option<u32> {
+    cap.map(|n| if n == u32::MAX { 0 } else { n })
 }
 
 fn texts(list: &[Arc<str>]) -> Vec<&str> {

@@ -59,6 +59,19 @@ pub struct Caps {
     pub bytes_per_second: Option<u64>,
 }
 
+impl Caps {
+    /// These, and `common` where there is none.
+    pub fn or(self, common: Self) -> Self {
+        Self {
+            connections: self.connections.or(common.connections),
+            sessions: self.sessions.or(common.sessions),
+            turns: self.turns.or(common.turns),
+            calls_per_second: self.calls_per_second.or(common.calls_per_second),
+            bytes_per_second: self.bytes_per_second.or(common.bytes_per_second),
+        }
+    }
+}
+
 /// Who a connection has proved to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Principal {

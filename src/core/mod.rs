@@ -30,3 +30,4 @@ pub mod sharing;
 pub mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod turnlock;

@@ -2,7 +2,11 @@
 //! Must not look into frames of peers, nor decide when something is said; relayed bodies never
 //! pass through here.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 
@@ -83,6 +87,15 @@ pub enum ProxyError {
         /// The session.
         session: SessionId,
     },
+    /// The turn that would be aborted is somebody else's.
+    #[error(
+        "The turn that runs in session {} is another user's: only that user may abort it",
+        Quote(.session.as_str())
+    )]
+    TurnOfAnother {
+        /// The session.
+        session: SessionId,
+    },
     /// A configured limit was reached.
     #[error(
         "Limit reached: {limit} is {value}; wait, use less at a time, or raise {limit} in the \
@@ -93,6 +106,19 @@ pub enum ProxyError {
         limit: &'static str,
         /// Value in force, in the unit of the key (bytes, a count, milliseconds).
         value: u64,
+    },
+    /// A user has as much of something as he may, or wants it too fast.
+    #[error(
+        "Limit reached: {limit} is {value} for each user; use less at a time, or ask the operator for \
+         more"
+    )]
+    OverCap {
+        /// Configuration key of the limit, such as `limits.calls_per_second`.
+        limit: &'static str,
+        /// Value in force.
+        value: u64,
+        /// When it is worth to try again.
+        retry_after: Duration,
     },
     /// Requests that wait inside Taxiway keep as many bytes as they may.
     #[error(
@@ -216,8 +242,8 @@ impl ProxyError {
         match self {
             Self::BackendUnavailable { .. } | Self::NotLocated { .. } => -32010,
             Self::BackendLost { .. } => -32011,
-            Self::SessionBusy { .. } => -32012,
-            Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => -32013,
+            Self::SessionBusy { .. } | Self::TurnOfAnother { .. } => -32012,
+            Self::LimitExceeded { .. } | Self::OverCap { .. } | Self::TooMuchHeld { .. } => -32013,
             Self::MethodDenied { .. } | Self::ParamDenied { .. } | Self::NotForMembers { .. } => {
                 -32014
             }
@@ -239,8 +265,10 @@ impl ProxyError {
         match self {
             Self::BackendUnavailable { .. } | Self::NotLocated { .. } => "BACKEND_UNAVAILABLE",
             Self::BackendLost { .. } => "BACKEND_LOST",
-            Self::SessionBusy { .. } => "SESSION_BUSY",
-            Self::LimitExceeded { .. } | Self::TooMuchHeld { .. } => "LIMIT_EXCEEDED",
+            Self::SessionBusy { .. } | Self::TurnOfAnother { .. } => "SESSION_BUSY",
+            Self::LimitExceeded { .. } | Self::OverCap { .. } | Self::TooMuchHeld { .. } => {
+                "LIMIT_EXCEEDED"
+            }
             Self::MethodDenied { .. } | Self::ParamDenied { .. } | Self::NotForMembers { .. } => {
                 "METHOD_DENIED"
             }
@@ -265,7 +293,9 @@ impl ProxyError {
             Self::BackendUnavailable { .. }
             | Self::NotLocated { .. }
             | Self::SessionBusy { .. }
+            | Self::TurnOfAnother { .. }
             | Self::LimitExceeded { .. }
+            | Self::OverCap { .. }
             | Self::TooMuchHeld { .. }
             | Self::Draining => true,
             Self::BackendLost { .. }
@@ -287,9 +317,19 @@ impl ProxyError {
         }
     }
 
+    /// When it is worth to try again, in milliseconds, if that is known: `data.retry_after_ms`.
+    fn retry_after(&self) -> Option<u64> {
+        if let Self::OverCap { retry_after, .. } = self {
+            let whole = retry_after.as_nanos().div_ceil(1_000_000);
+            Some(u64::try_from(whole).unwrap_or(u64::MAX))
+        } else {
+            None
+        }
+    }
+
     /// Configuration key of the limit that was reached: `data.limit`.
     pub fn limit(&self) -> Option<&'static str> {
-        if let Self::LimitExceeded { limit, .. } = self {
+        if let Self::LimitExceeded { limit, .. } | Self::OverCap { limit, .. } = self {
             Some(limit)
         } else if let Self::TooMuchHeld { .. } = self {
             Some("limits.frame")
@@ -327,6 +367,7 @@ pub fn error(out: &mut Vec<u8>, id: &[u8], error: &ProxyError, reference: u64) {
                     retryable: error.is_retryable(),
                     reference: &reference.to_string(),
                     limit: error.limit(),
+                    retry_after_ms: error.retry_after(),
                 },
             },
         );
@@ -384,6 +425,8 @@ pub enum LostBy {
     Drained(BackendName),
     /// It said nothing for `sessions.turn_stall`.
     Stalled,
+    /// It has run for `sessions.turn_max`.
+    TooLong,
     /// Its session is not open any more where it ran: closed by somebody else, or by the backend.
     Closed,
     /// Its client may not use the session any more.
@@ -417,6 +460,10 @@ pub fn turn_lost(
         LostBy::Stalled => (
             "TURN_STALLED",
             "This turn had no event for sessions.turn_stall and was ended".to_owned(),
+        ),
+        LostBy::TooLong => (
+            "TURN_TOO_LONG",
+            "This turn ran for longer than sessions.turn_max and was ended".to_owned(),
         ),
         LostBy::Forbidden => (
             "SESSION_CLOSED",
@@ -551,6 +598,8 @@ struct ErrorDetail<'a> {
     reference: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
 }
 
 #[derive(Serialize)]

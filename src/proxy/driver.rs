@@ -35,6 +35,7 @@ use self::{
 };
 use super::{
     Rules, Shared,
+    desk::{self, Desk},
     error_lines::ErrorLines,
     front,
     hub::{Mailbox, Message},
@@ -89,6 +90,7 @@ pub struct Driver {
     /// The wall clock of this round.
     wall: SystemTime,
     mux: Mux,
+    desk: Arc<Desk>,
     /// None once it has left and its sessions go on.
     client: Option<Stream>,
     client_in: Vec<u8>,
@@ -127,6 +129,7 @@ impl Driver {
         let now = Instant::now();
         let mux = Mux::new(id, peer, now, &rules.mux);
         let mailbox = shared.hub.join(id);
+        let desk = Arc::new(Desk::new(&shared, peer.ip()));
         Self {
             shared,
             id,
@@ -134,6 +137,7 @@ impl Driver {
             opened: now,
             wall: SystemTime::now(),
             mux,
+            desk,
             client: Some(client),
             client_in: Vec::new(),
             client_out: OutBuf::default(),
@@ -162,12 +166,14 @@ impl Driver {
     /// The same, of a client whose certificate says who it is.
     #[must_use]
     pub fn known_as(mut self, proved: Proved) -> Self {
-        let (rules, snapshot) = (self.rules.clone(), self.shared.pool.snapshot());
+        let (rules, desk) = (self.rules.clone(), self.desk.clone());
+        let snapshot = self.shared.pool.snapshot();
         let cx = Context {
             now: self.opened,
             wall: self.wall,
             snapshot: &snapshot,
             settings: &rules.mux,
+            commons: &*desk,
         };
         self.prove(&cx, proved);
         self
@@ -185,6 +191,7 @@ impl Driver {
         // From here on nobody hears this connection, so nothing may count it as attached.
         self.end_searches();
         self.shared.hub.leave(self.id);
+        desk::leave(&self.shared.store, &self.shared.hub, self.id);
         self.shared.providers.leave(self.id);
         let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
         self.say_closed(reason);
@@ -259,12 +266,13 @@ impl Driver {
         input: &[u8],
         handle: impl FnOnce(&mut Mux, &Context<'_>, &mut Outbox) -> usize,
     ) -> usize {
-        let rules = self.rules.clone();
+        let (rules, desk) = (self.rules.clone(), self.desk.clone());
         let cx = Context {
             now,
             wall: self.wall,
             snapshot,
             settings: &rules.mux,
+            commons: &*desk,
         };
         let used = handle(&mut self.mux, &cx, &mut self.out);
         let mut input = input;
@@ -364,6 +372,7 @@ impl Driver {
                 self.shared.providers.answer(token, &body, id);
             }
             Output::Release(session) => {
+                self.desk.closed(&session);
                 store.lock().release(cx.now, session.as_str(), self.id);
             }
             Output::Attached(session) => {
@@ -388,13 +397,18 @@ impl Driver {
                 }
             }
             Output::Adopt { session, backend } => {
+                self.desk.opened(&session);
                 self.adopt(cx, &session, &backend);
             }
             Output::Closed { session, backend } => {
+                self.desk.closed(&session);
                 let mut directory = store.lock();
                 directory.closed_by(cx.now, session.as_str(), &backend, self.id);
             }
-            Output::Deleted(session) => store.lock().delete(cx.now, &session),
+            Output::Deleted(session) => {
+                self.desk.closed(&session);
+                store.lock().delete(cx.now, &session);
+            }
             Output::History { session, backend } => {
                 store.lock().learn_history(cx.now, &session, &backend);
             }
@@ -404,7 +418,10 @@ impl Driver {
                 backend,
             } => self.forked(cx, &source, &copy, &backend),
             Output::TurnBegan(session) => {
-                store.lock().begin_turn(session.as_str(), self.id);
+                let reports = store.lock().begin_turn(session.as_str(), self.id);
+                if reports && store.turns().begun(cx.now, &session, self.id) {
+                    self.mux.handle_turn_inherited(cx.now, &session);
+                }
             }
             Output::TurnEnded(mut record, mark) => {
                 let session = record.session.as_str();
@@ -416,6 +433,18 @@ impl Driver {
                     observer.record(&Event::Turn(record));
                 }
             }
+            Output::TurnOver { session, over } => {
+                self.desk.turn_over(&session);
+                desk::end_turn(store, &self.shared.hub, cx.now, &session, self.id, over);
+            }
+            Output::TurnPassed { session, to } => {
+                self.desk.turn_over(&session);
+                store.turns().pass(session.as_str(), self.id, to);
+            }
+            Output::TurnUnwanted(session) => {
+                store.turns().withdraw(session.as_str(), self.id);
+            }
+            Output::TurnWaited(took) => observer.metrics().turn_waited(took),
             Output::TurnSilent { backend, silent } => {
                 if let Some(series) = observer.metrics().known_backend(&backend) {
                     series.turn_silent(silent);

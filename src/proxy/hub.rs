@@ -53,6 +53,10 @@ pub enum Message {
     Moved(SessionId),
     /// This backend has closed the session in silence.
     SessionLost(SessionId, BackendName),
+    /// It is this connection's turn in the session, as it wanted.
+    TurnGranted(SessionId),
+    /// The turn that runs in the session is this connection's to watch.
+    TurnInherited(SessionId),
     /// The machine of another connection says something about a session.
     Note(ConnectionId, Note),
     /// The rules have changed.

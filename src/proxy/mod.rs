@@ -1,6 +1,7 @@
 //! Data plane: client connections and their upstream connections. No routing choice, no file, no
 //! HTTP.
 
+mod desk;
 pub mod doorman;
 pub mod driver;
 mod error_lines;
@@ -13,6 +14,7 @@ mod outbuf;
 mod pacer;
 pub mod port;
 pub mod providers;
+pub mod quota;
 mod readbuf;
 mod relay;
 mod services;
@@ -24,14 +26,14 @@ use arc_swap::ArcSwap;
 
 pub use self::{
     doorman::Doorman, front::Front, hub::Hub, mover::Moves, pacer::Pacer, port::Pool,
-    providers::Providers,
+    providers::Providers, quota::Quota,
 };
 use crate::{
     core::{
         balance::Policy,
         credential::Principals,
         event::Event,
-        identity::{Principal, Role},
+        identity::{Caps, Principal, Role},
         locate,
         mux::Settings,
     },
@@ -58,6 +60,8 @@ pub struct Shared {
     pub pacer: Pacer,
     /// Sessions that are being moved.
     pub moves: Moves,
+    /// What each user uses.
+    pub quota: Quota,
     /// Who lets clients in.
     pub doorman: Doorman,
 }
@@ -97,6 +101,8 @@ pub struct Rules {
     pub front: Arc<Front>,
     /// Client connections at a time.
     pub connections: usize,
+    /// What each user may use at a time; a principal may have others.
+    pub caps: Caps,
     /// How long a drained backend keeps what runs there.
     pub drain_timeout: std::time::Duration,
 }

@@ -21,6 +21,7 @@ use super::{
     Kind, Operator, Options, StoreError, Wishes,
     embedded::{self, Writer},
     peers::{Link, Unconfirmed},
+    turns::Turns,
 };
 use crate::core::{
     balance::{self, Policy},
@@ -50,6 +51,7 @@ pub(super) struct Shared {
     changes: watch::Sender<u64>,
     /// To the process that decides, if another one does.
     pub(super) link: Link,
+    turns: Turns,
 }
 
 /// The directory, locked. What was changed under it is published when it is dropped.
@@ -133,6 +135,7 @@ impl Store {
             placements: AtomicU64::new(0),
             changes: watch::Sender::new(0),
             link: Link::default(),
+            turns: Turns::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -151,6 +154,11 @@ impl Store {
             shared: &self.shared,
             directory,
         }
+    }
+
+    /// Whose turn it is in each session: of this process's connections.
+    pub fn turns(&self) -> &Turns {
+        &self.shared.turns
     }
 
     /// What is known of `session` now.

@@ -18,11 +18,13 @@ mod embedded;
 mod error;
 mod handle;
 mod peers;
+mod turns;
 
 pub use self::{
     error::StoreError,
     handle::{Guard, Store},
     peers::{Estate, Unconfirmed},
+    turns::{Next, Turns},
 };
 
 /// Where the directory is kept.

@@ -13,6 +13,7 @@ mod rig;
 
 mod bad_input;
 mod by_hand;
+mod caps;
 mod companion;
 mod crash;
 mod drain;
@@ -38,5 +39,6 @@ mod reload;
 mod stop;
 mod store;
 mod tls;
+mod turn_lock;
 mod upgrade;
 mod users;

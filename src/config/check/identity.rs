@@ -121,7 +121,7 @@ impl Check<'_> {
             expires: None,
             allow: self.methods(table, "allow"),
             deny: self.methods(table, "deny"),
-            caps: Caps::default(),
+            caps: super::fair::own_caps(table),
         };
         Some(Entry {
             principal: Arc::new(principal),

@@ -6,6 +6,9 @@ use std::time::Duration;
 use self::edges::{BACKENDS, BACKENDS_TLS, LISTENER, LISTENER_TLS};
 use super::{Absent, Key, Kind, Reload, Section, Shape};
 
+mod limits;
+mod sessions;
+
 mod access;
 mod edges;
 mod identity;
@@ -41,6 +44,10 @@ const fn span_or(min: Duration, max: Duration, zero: &'static str) -> Kind {
         max,
         zero: Some(zero),
     }
+}
+
+const fn at_most(max: u32) -> Kind {
+    Kind::Integer { min: 0, max }
 }
 
 const fn choice(words: &'static [&'static str]) -> Kind {
@@ -189,53 +196,7 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         name: "sessions",
         shape: Shape::Table,
         text: "What happens to sessions.",
-        keys: &[
-            key(
-                "create_existing",
-                choice(&["resume", "pass", "reject"]),
-                Absent::Value("resume"),
-                Reload::Live,
-                "`session.create` on the id of a closed session that has had a turn. `resume`: it \
-                 is reopened and answered as create. `pass`: the CLI starts an empty history over \
-                 the old one. `reject`: an error.",
-            ),
-            not_built("turn_lock", "one user at a time in a session"),
-            not_built("turn_lock_timeout", "one user at a time in a session"),
-            not_built("turn_lock_holder", "one user at a time in a session"),
-            not_built("turn_max", "the bound of a turn"),
-            not_built("max_open_per_backend", "caps"),
-            not_built("max_open_per_user", "caps"),
-            not_built("max_turns", "caps"),
-            key(
-                "detach_grace",
-                span_or(ms(100), HOUR, "off"),
-                Absent::Value("30s"),
-                Reload::Live,
-                "How long a running turn goes on after its client's connection broke, for the \
-                 same user's next connection to take it over.",
-            ),
-            key(
-                "turn_stall",
-                span_or(secs(1), secs(7 * 86_400), "off"),
-                Absent::Value("0s"),
-                Reload::Live,
-                "A turn without any event for so long is stalled.",
-            ),
-            key(
-                "turn_stall_action",
-                choice(&["log", "end"]),
-                Absent::Value("log"),
-                Reload::Live,
-                "What happens to a stalled turn. `log`: it is counted and logged. `end`: it is \
-                 ended as well, and its clients are told.",
-            ),
-            not_built(
-                "ephemeral",
-                "sessions deleted when their last client leaves",
-            ),
-            not_built("ttl", "deletion of old sessions"),
-            not_built("ttl_scope", "deletion of old sessions"),
-        ],
+        keys: sessions::KEYS,
     },
     Section {
         name: "health",
@@ -380,90 +341,7 @@ pub(in crate::config) const SECTIONS: &[Section] = &[
         name: "limits",
         shape: Shape::Table,
         text: "Nothing grows without bound. What meets a limit gets an error that names its key.",
-        keys: &[
-            key(
-                "frame",
-                Kind::Size {
-                    min: 64 << 10,
-                    max: 1 << 30,
-                },
-                Absent::Value("64MiB"),
-                Reload::NewConnections,
-                "Largest message from a client.",
-            ),
-            key(
-                "header",
-                Kind::Size {
-                    min: 64,
-                    max: 1 << 20,
-                },
-                Absent::Value("8KiB"),
-                Reload::NewConnections,
-                "Largest block of header lines of a message.",
-            ),
-            key(
-                "frame_timeout",
-                span(ms(100), HOUR),
-                Absent::Value("30s"),
-                Reload::NewConnections,
-                "From a message's first byte to its last. A backend that stops for so long in the \
-                 middle of one is ejected.",
-            ),
-            key(
-                "calls_per_connection",
-                Kind::Integer {
-                    min: 1,
-                    max: 1_000_000,
-                },
-                Absent::Value("1024"),
-                Reload::NewConnections,
-                "Calls of one client connection that wait for their response.",
-            ),
-            key(
-                "sessions_per_connection",
-                Kind::Integer {
-                    min: 1,
-                    max: 1_000_000,
-                },
-                Absent::Value("1024"),
-                Reload::NewConnections,
-                "Sessions attached on one client connection.",
-            ),
-            key(
-                "connections",
-                Kind::Integer {
-                    min: 1,
-                    max: 1_000_000,
-                },
-                Absent::Value("10000"),
-                Reload::Live,
-                "Client connections.",
-            ),
-            key(
-                "directory_sessions",
-                Kind::Integer {
-                    min: 1000,
-                    max: 100_000_000,
-                },
-                Absent::Value("1000000"),
-                Reload::Live,
-                "Sessions remembered in memory; beyond it the closed ones unused for longest are \
-                 forgotten and asked for again.",
-            ),
-            key(
-                "session_params",
-                Kind::Size {
-                    min: 4 << 10,
-                    max: 64 << 20,
-                },
-                Absent::Value("1MiB"),
-                Reload::NewConnections,
-                "Parameters of a session's last create or resume that are kept in memory, per \
-                 session and client, to open it again elsewhere. A session with longer ones is not \
-                 reopened.",
-            ),
-            not_built("cut_through_min", "forwarding of messages as they arrive"),
-        ],
+        keys: limits::KEYS,
     },
     Section {
         name: "log",

@@ -3,7 +3,11 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::core::{credential::Fingerprint, id::Secret, identity::Role};
+use crate::core::{
+    credential::Fingerprint,
+    id::Secret,
+    identity::{Caps, Role},
+};
 
 /// A directory with `t.toml` and what it names.
 struct Files(TempDir);
@@ -131,7 +135,8 @@ fn defaults_are_those_of_the_page() {
         view["principals"],
         json!([{
             "name": "ann", "role": "user", "realm": "acme", "groups": [], "token": ["[redacted]"],
-            "tls_name": [], "allow": [], "deny": [],
+            "tls_name": [], "allow": [], "deny": [], "connections": null, "sessions": null,
+            "turns": null, "calls_per_second": null, "bytes_per_second": null,
         }])
     );
     assert_eq!(
@@ -145,6 +150,30 @@ fn defaults_are_those_of_the_page() {
     );
     let sole = config.identity.access.sole_realm.as_deref();
     assert_eq!(sole, Some("acme"), "one realm in all");
+}
+
+#[test]
+fn a_principal_may_have_more_or_less_than_others() {
+    let files = Files::new(&[]);
+    let text = format!(
+        "[limits]\nturns_per_user = 3\ncalls_per_second = 10\n[[identity.principals]]\n\
+         name = \"ann\"\ntoken_sha256 = \"{}\"\nturns = 9\nsessions = 0\n\
+         bytes_per_second = \"0B\"\n",
+        hash("x")
+    );
+    let config = files.good(&text).config;
+    let entry = &config.identity.principals.entries()[0];
+    let caps = entry.principal.caps.or(config.limits.caps);
+    assert_eq!(
+        caps,
+        Caps {
+            connections: None,
+            sessions: Some(u32::MAX),
+            turns: Some(9),
+            calls_per_second: Some(10),
+            bytes_per_second: Some(u64::MAX),
+        }
+    );
 }
 
 #[test]

@@ -98,10 +98,10 @@ const SECTIONS_WRONG: &[Row] = &[
         ],
     ),
     (
-        "[sessions]\nturn_lock = \"queue\"\n",
+        "[sessions]\nmax_turns = 4\n",
         &[
-            "2:1: error: not built yet: sessions.turn_lock (one user at a time in a session); \
-             take it out: it would have no effect, and Taxiway ignores nothing silently",
+            "2:1: error: not built yet: sessions.max_turns (caps); take it out: it would have no \
+             effect, and Taxiway ignores nothing silently",
         ],
     ),
     (

@@ -99,6 +99,10 @@ pub struct SessionView {
     pub open: bool,
     /// Whether a turn runs in it.
     pub turn_open: bool,
+    /// The client connection whose turn it is; null if none of this process's.
+    pub turn_holder: Option<String>,
+    /// Connections that wait for their turn.
+    pub turn_waiters: u64,
     /// Client connections attached to it.
     pub connections: u64,
     /// Whether one of them has broken in a turn, which goes on (`sessions.detach_grace`).

@@ -2,10 +2,24 @@
 
 use std::time::Instant;
 
-use super::{Directory, Known};
-use crate::core::id::SessionId;
+use super::{Directory, Known, Standing};
+use crate::core::id::{ConnectionId, SessionId};
 
 impl Directory {
+    /// The connections that hear `session`, in the order in which they came; those whose client has
+    /// left come last.
+    pub fn hearers(&self, session: &str) -> Vec<ConnectionId> {
+        let holders = self.sessions.get(session).map(|r| &r.holders);
+        let hears = |parked: bool| {
+            holders
+                .into_iter()
+                .flatten()
+                .filter(move |h| h.standing == Standing::Attached && h.parked == parked)
+                .map(|h| h.connection)
+        };
+        hears(false).chain(hears(true)).collect()
+    }
+
     /// Sessions after `after` in id order, at most `limit`, for the admin API.
     pub fn page(
         &self,

@@ -75,6 +75,10 @@ impl Mux {
                 Standing::Until(cx.now + left.min(FAR))
             }
         };
+        if self.entered {
+            // The same one, perhaps with other caps: it has its place.
+            let _same = cx.commons.enter(Some(&principal));
+        }
         self.principal = Some(principal);
         self.cutter.set_limits(cx.settings.frame);
     }
@@ -240,6 +244,11 @@ impl Mux {
                 self.set_principal(cx, principal);
                 self.failures = 0;
                 self.note_frame(cx);
+                if let Err(error) = self.enter(cx) {
+                    self.turn_away(&connecting.id, &error, out);
+                    self.leave_surplus(cx, out);
+                    return;
+                }
                 // The token counts even if the rest is wrong.
                 self.accept(cx, &connecting.id, connecting.options, out);
             }
@@ -293,6 +302,12 @@ impl Mux {
             }
             Err(error) => self.turn_away(id, &error, out),
         }
+    }
+
+    /// Its user has as many connections as may be.
+    pub(super) fn leave_surplus(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        let reason = "the user has as many connections as limits.connections_per_user";
+        self.depart(cx, ClosedBy::Proxy, reason, false, out);
     }
 
     fn turn_away(&mut self, id: &RequestId, error: &ProxyError, out: &mut Outbox) {

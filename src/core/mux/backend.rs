@@ -108,7 +108,9 @@ impl Mux {
                 header,
                 body,
             };
-            self.pass_to_client(frame, out);
+            if !self.keeps_idle(key, kind, text) {
+                self.pass_to_client(frame, out);
+            }
             self.tally
                 .add(Direction::BackendToClient, FrameKind::Notification, size);
             self.close_if_quiet();
@@ -267,6 +269,9 @@ impl Mux {
                             return false;
                         }
                         self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
+                        if self.keeps_idle(key, kind.unwrap_or_default().as_bytes(), body) {
+                            return false;
+                        }
                         if self.is_taking(key) && self.keep_early(key, body, out) {
                             return false;
                         }

@@ -196,6 +196,9 @@ impl Mux {
                 &error,
                 out,
             );
+            if self.is_surplus(cx) {
+                self.leave_surplus(cx, out);
+            }
             return;
         }
 

@@ -23,9 +23,10 @@ use crate::core::{
 
 impl Mux {
     /// Taxiway stops. No new work is taken; [`Output::Close`] comes when nothing runs any more.
-    pub fn handle_drain(&mut self) {
+    pub fn handle_drain(&mut self, cx: &Context<'_>, out: &mut Outbox) {
         if self.life == Life::Open {
             self.life = Life::Draining;
+            self.refuse_waiting(cx, out);
             self.close_if_quiet();
         }
     }
@@ -167,6 +168,7 @@ impl Mux {
         }
         self.requests = BackendRequests::default();
         self.partial_since = None;
+        self.drop_locks();
         self.outputs.push_back(Output::Close { reason });
     }
 

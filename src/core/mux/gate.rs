@@ -2,7 +2,7 @@
 //! before it is routed, in one place and order. What a session's whereabouts have to say comes
 //! later, from the shell.
 
-use super::{Context, Life, Mux};
+use super::{Context, Life, Mux, Over};
 use crate::core::{
     access::DecidedBy,
     idmap::RequestId,
@@ -34,9 +34,13 @@ impl Mux {
         if !self.is_trusted(cx) && asked.class != Class::Connect {
             return Some(ProxyError::AuthenticationRequired);
         }
+        if let Err(over) = self.enter(cx) {
+            return Some(over);
+        }
         self.denied(cx, asked)
             .or_else(|| denied_param(cx, asked))
             .or_else(|| self.beyond_limit(cx, asked))
+            .or_else(|| self.beyond_rate(cx, asked))
             .or_else(|| self.refused_in_drain(asked.class))
             .or_else(|| self.beyond_sessions(cx, asked))
     }
@@ -85,6 +89,35 @@ impl Mux {
         }
         let bytes = asked.call.heap_bytes();
         (bytes > 0 && !self.may_hold(bytes, cx.settings)).then(|| self.too_much_held(cx.settings))
+    }
+
+    /// Takes this connection's place among those of its user, once that is known. Without one it is
+    /// to be closed.
+    pub(super) fn enter(&mut self, cx: &Context<'_>) -> Result<(), ProxyError> {
+        if !self.entered && !self.is_stranger(cx) {
+            let entered = cx.commons.enter(self.principal.as_ref());
+            entered.map_err(|over| self.over_cap(over))?;
+            self.entered = true;
+        }
+        Ok(())
+    }
+
+    /// Whether there was no place for it.
+    pub(super) fn is_surplus(&self, cx: &Context<'_>) -> bool {
+        !self.entered && !self.is_stranger(cx)
+    }
+
+    fn beyond_rate(&mut self, cx: &Context<'_>, asked: &Asked<'_>) -> Option<ProxyError> {
+        if matches!(asked.class, Class::Ping | Class::Connect) {
+            return None;
+        }
+        let spent = cx.commons.spend(asked.body.len());
+        spent.err().map(|over| self.over_cap(over))
+    }
+
+    pub(super) fn over_cap(&mut self, over: Over) -> ProxyError {
+        self.limit_hit(over.limit);
+        over.into()
     }
 
     fn refused_in_drain(&self, class: Class) -> Option<ProxyError> {

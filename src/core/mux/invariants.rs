@@ -11,6 +11,7 @@ impl Mux {
         self.check_entries();
         self.check_upstreams();
         self.check_held();
+        self.check_locks();
         assert_eq!(
             self.life == Life::Parked,
             self.entries.iter().any(|(_, e)| e.parked.is_some())
@@ -64,7 +65,10 @@ impl Mux {
                 "{id}: held for nothing"
             );
             assert!(
-                entry.sends.is_empty() || entry.gate.is_some() || entry.awaits_attach(),
+                entry.sends.is_empty()
+                    || entry.gate.is_some()
+                    || entry.awaits_attach()
+                    || self.awaits_turn(key),
                 "{id}: sends wait for nothing"
             );
             assert!(
@@ -217,5 +221,15 @@ impl Mux {
             .map(|(_, c)| c.kept_bytes())
             .sum::<usize>();
         assert_eq!(bytes, self.held_bytes, "bytes held");
+    }
+
+    fn check_locks(&self) {
+        let held = self.locks.held.iter().map(|hold| &hold.session);
+        let wanted = self.locks.wanted.iter().map(|want| &want.session);
+        for list in [held.collect::<Vec<_>>(), wanted.collect()] {
+            for (at, session) in list.iter().enumerate() {
+                assert!(!list[..at].contains(session), "{session}: its lock twice");
+            }
+        }
     }
 }

@@ -15,11 +15,13 @@ mod answer;
 mod backend;
 mod calls;
 mod client;
+mod commons;
 mod end;
 mod gate;
 mod handover;
 mod invariants;
 mod kept;
+mod lock;
 mod moving;
 mod note;
 mod outbox;
@@ -59,6 +61,7 @@ use self::{
 };
 pub use self::{
     client::is_session_id,
+    commons::{Alone, Commons, Over},
     moving::Freeze,
     note::{Handover, HeldRequest, Note},
     outbox::{Dest, Outbox},
@@ -75,6 +78,7 @@ use super::{
     idmap::{BackendRequests, Calls},
     reply::{self, ProxyError},
     snapshot::Snapshot,
+    turnlock,
 };
 
 /// An upstream connection that nothing needs is closed after this long (DESIGN §3).
@@ -134,6 +138,8 @@ pub struct Settings {
     pub turn_stall: Option<Duration>,
     /// A stalled turn is ended.
     pub ends_stalled: bool,
+    /// One turn at a time in a session, and for how long.
+    pub turns: turnlock::Terms,
     /// Who may do what.
     pub access: Arc<Access>,
     /// How long a client may go on after what proved it has run out.
@@ -153,6 +159,8 @@ pub struct Context<'a> {
     pub snapshot: &'a Snapshot,
     /// The configuration.
     pub settings: &'a Settings,
+    /// What all connections share.
+    pub commons: &'a dyn Commons,
 }
 
 /// Who sent a request to the client.
@@ -185,6 +193,8 @@ pub struct Mux {
     /// Since when a frame of the client is incomplete; from the start for the first one.
     partial_since: Option<Instant>,
     greeted: bool,
+    /// It counts among its user's connections.
+    entered: bool,
     connect: connect::Options,
     principal: Option<Arc<Principal>>,
     connecting: Option<Connecting>,
@@ -216,6 +226,7 @@ pub struct Mux {
     /// When which session's turn is looked at for events: one entry for each turn, if stalls are
     /// watched for.
     watches: Vec<(Instant, usize)>,
+    locks: lock::Locks,
     /// Bytes of all bodies kept here: held, waiting for a handshake, or to fall back on.
     held_bytes: usize,
     next_ticket: u64,
@@ -238,6 +249,7 @@ impl Mux {
             )),
             partial_since: Some(now),
             greeted: false,
+            entered: false,
             connect: connect::Options::default(),
             principal: None,
             connecting: None,
@@ -257,6 +269,7 @@ impl Mux {
             waiting: 0,
             freezing: false,
             watches: Vec::new(),
+            locks: lock::Locks::default(),
             held_bytes: 0,
             next_ticket: 0,
             next_serial: 0,
@@ -339,7 +352,7 @@ impl Mux {
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.outputs.pop_front().or_else(|| self.settle_locks())
     }
 
     /// Frames and bytes since the last call.
@@ -365,6 +378,7 @@ impl Mux {
             .chain(gates)
             .chain(slots)
             .chain(waits)
+            .chain(self.next_lock(settings))
             .chain(self.next_judgement(settings))
             .min()
     }
@@ -398,6 +412,7 @@ impl Mux {
         }
         self.lose_patience(cx, out);
         self.look_for_stalls(cx, out);
+        self.watch_locks(cx, out);
         self.look_at_standing(cx, out);
         self.try_freezes(cx);
         for slot in self.upstreams.ids() {

@@ -153,7 +153,7 @@ impl Mux {
             && entry.attaching == 0
             && entry.turn.is_none()
             && entry.gate.is_none()
-            && entry.sends.is_empty()
+            && (entry.sends.is_empty() || self.awaits_turn(key))
             && entry.held.is_empty()
             && entry.locating.is_none()
             && entry.reopening.is_none()
@@ -200,6 +200,7 @@ impl Mux {
         self.outputs.push_back(Output::Attached(session));
         self.note_waiting(key);
         self.release_held(cx, key, slot, Purpose::Resume, false, out);
+        self.pass_next_send(cx, key, out);
         self.settle_entry(key);
     }
 

@@ -186,6 +186,25 @@ pub enum Output {
     /// A turn ended; to be recorded if this connection is the one that reports it. With it what
     /// stands for the event that ended it: the same for every client that hears the session.
     TurnEnded(Box<TurnRecord>, Option<u64>),
+    /// This connection's turn of the session is over; or it will not hear of its end, and somebody
+    /// else is to.
+    TurnOver {
+        #[allow(missing_docs)]
+        session: SessionId,
+        #[allow(missing_docs)]
+        over: bool,
+    },
+    /// That connection says from now on when this one's turn of the session is over.
+    TurnPassed {
+        #[allow(missing_docs)]
+        session: SessionId,
+        #[allow(missing_docs)]
+        to: ConnectionId,
+    },
+    /// This connection does not wait for a turn of the session any more.
+    TurnUnwanted(SessionId),
+    /// A send has waited so long for somebody else's turn to end.
+    TurnWaited(Duration),
     /// A turn has had no event for `sessions.turn_stall`, or has had one after that, or is over.
     TurnSilent {
         #[allow(missing_docs)]

@@ -454,6 +454,10 @@ impl Mux {
         let mut handover = None;
         if let Stage::Leaving(Some(to)) | Stage::Handing(to) = parked.stage {
             told.push(to);
+            if entry.turn.is_some() && self.locks.forget(&entry.id) {
+                let session = entry.id.clone();
+                self.outputs.push_back(Output::TurnPassed { session, to });
+            }
             handover = Some(Box::new(Handover {
                 turn: entry.turn.take(),
                 asked: std::mem::take(&mut entry.asked),

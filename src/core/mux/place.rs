@@ -236,7 +236,15 @@ impl Mux {
             None => {}
             Some(Question::Call(held)) => {
                 self.held_bytes -= held.body.len();
-                match answer {
+                let opens = self.calls.get(&held.call);
+                let opens = opens.is_some_and(|c| matches!(c.class, Class::Create | Class::Open));
+                let room = if opens {
+                    let room = cx.commons.may_open();
+                    room.map_err(|over| self.over_cap(over))
+                } else {
+                    Ok(())
+                };
+                match room.and(answer) {
                     Ok(located) => {
                         let slot = self.slot_for(cx, &located.backend);
                         let limit = cx.settings.session_params;
@@ -329,6 +337,12 @@ impl Mux {
                 entry.claimed = true;
                 self.claimed += 1;
             }
+            if let Err(over) = cx.commons.seat_session(&entry.id) {
+                let error = self.over_cap(over);
+                self.session_missed(cx, key, purpose, &error, true, out);
+                return;
+            }
+            let entry = &self.entries[key];
             self.outputs.push_back(Output::Event(Event::Placement {
                 connection: self.id,
                 session: entry.id.clone(),
@@ -460,7 +474,15 @@ impl Mux {
         };
         let entry = &self.entries[key];
         call.attachment = entry.attached.then_some(entry.attachments);
-        if let Class::Send(_) = call.class {
+        let class = call.class;
+        if let Some(error) = self.foreign_turn(cx, key, class) {
+            self.fail(cx, &id, &error, out);
+            return;
+        }
+        let (entry, Some(call)) = (&self.entries[key], self.calls.get_mut(&id)) else {
+            return;
+        };
+        if let Class::Send(_) = class {
             if head.wait {
                 call.class = Class::Send(SendKind::TurnEnd);
             }

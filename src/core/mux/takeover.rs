@@ -201,7 +201,12 @@ impl Mux {
                     self.ask_for(from, key, request, out);
                 }
             }
-            Note::Left { session, handover } => self.is_left(cx, &session, handover, out),
+            Note::Left { session, handover } => {
+                if handover.as_ref().is_some_and(|h| h.turn.is_some()) {
+                    self.handle_turn_inherited(cx.now, &session);
+                }
+                self.is_left(cx, &session, handover, out);
+            }
         }
     }
 

@@ -5,12 +5,22 @@
     reason = "a test picks the few outputs it is about"
 )]
 
+use std::{cell::RefCell, sync::Arc, time::Instant};
+
+use super::{Commons, Over};
+use crate::core::{
+    id::{ConnectionId, SessionId},
+    identity::{Person, Principal},
+    turnlock::{Ask, Locks, Verdict},
+};
+
 mod admission;
 mod chunks;
 mod ends;
 mod failover;
 mod gate;
 mod input;
+mod locks;
 mod loss;
 mod moves;
 mod parking;
@@ -24,3 +34,33 @@ mod simulation;
 mod survivors;
 mod told;
 mod turns;
+
+impl Commons for RefCell<Locks> {
+    fn enter(&self, _: Option<&Arc<Principal>>) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn spend(&self, _: usize) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn seat_session(&self, _: &SessionId) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn may_open(&self) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn seat_turn(&self, _: &SessionId) -> Result<(), Over> {
+        Ok(())
+    }
+
+    fn ask_turn(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
+        self.borrow_mut().ask(now, session, ask)
+    }
+
+    fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool {
+        self.borrow().may_end(session, by, user)
+    }
+}

@@ -9,6 +9,7 @@ use super::{
     Context, Mux, Output,
     calls::Call,
     client::Frame,
+    lock::Start,
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
     session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT, Turn},
@@ -37,24 +38,30 @@ impl Mux {
     ) {
         let fits =
             matches!(frame, Frame::Kept(_)) || self.may_hold(frame.body().len(), cx.settings);
-        let entry = &mut self.entries[key];
-        if entry.gate.is_some() || !entry.sends.is_empty() || entry.awaits_attach() {
-            if !fits {
+        let entry = &self.entries[key];
+        let behind = entry.gate.is_some() || !entry.sends.is_empty() || entry.awaits_attach();
+        let start = if behind && !self.overtakes(key, frame.body()) {
+            Start::Later
+        } else {
+            self.start_turn(cx, key, &call, frame.body())
+        };
+        match start {
+            Start::Now => self.launch_send(cx, key, (call, since), frame, trace_id, out),
+            Start::Never(error) => self.fail(cx, &call, &error, out),
+            Start::Later if !fits => {
                 let error = self.too_much_held(cx.settings);
                 self.fail(cx, &call, &error, out);
-                return;
             }
-            let entry = &mut self.entries[key];
-            let held = Held {
-                call,
-                purpose: Purpose::Use,
-                body: frame.keep(),
-                since,
-            };
-            self.held_bytes += held.body.len();
-            entry.sends.push_back(held);
-        } else {
-            self.launch_send(cx, key, (call, since), frame, trace_id, out);
+            Start::Later => {
+                let held = Held {
+                    call,
+                    purpose: Purpose::Use,
+                    body: frame.keep(),
+                    since,
+                };
+                self.held_bytes += held.body.len();
+                self.entries[key].sends.push_back(held);
+            }
         }
     }
 
@@ -128,7 +135,10 @@ impl Mux {
             }
             // Its events have told of the whole turn.
             (Some(_), SendKind::TurnEnd) => {}
-            (None, _) => self.forget_unconfirmed(key),
+            (None, _) => {
+                self.say_idle(id, call.serial, out);
+                self.forget_unconfirmed(key);
+            }
         }
         let entry = &self.entries[key];
         if entry.gate.as_ref().is_some_and(|gate| gate.call == *id) {
@@ -181,12 +191,26 @@ impl Mux {
             self.requeue(session, sends);
             return;
         }
-        let Some(Held {
-            call, body, since, ..
-        }) = entry.sends.pop_front()
-        else {
+        let Some(held) = entry.sends.pop_front() else {
             return;
         };
+        match self.start_turn(cx, key, &held.call, &held.body) {
+            Start::Now => {}
+            Start::Later => {
+                self.entries[key].sends.push_front(held);
+                return;
+            }
+            Start::Never(error) => {
+                self.held_bytes -= held.body.len();
+                self.fail(cx, &held.call, &error, out);
+                self.pass_next_send(cx, key, out);
+                return;
+            }
+        }
+        let entry = &self.entries[key];
+        let Held {
+            call, body, since, ..
+        } = held;
         self.held_bytes -= body.len();
         if let Some(record) = self.calls.get_mut(&call) {
             record.attachment = entry.attached.then_some(entry.attachments);
@@ -416,6 +440,7 @@ impl Mux {
                 self.record_turn(cx, key, backend, TurnOutcome::Lost, closed_by, None);
             }
             LostBy::Stalled => self.end_turn(cx, key, TurnOutcome::Stalled, closed_by),
+            LostBy::TooLong => self.end_turn(cx, key, TurnOutcome::Aborted, closed_by),
             LostBy::Shutdown
             | LostBy::Closed
             | LostBy::Revoked

@@ -66,6 +66,8 @@ pub struct Metrics {
     frames_withheld: Series<&'static str, IntCounter>,
     session_create_existing: Series<&'static str, IntCounter>,
     sessions_stranded: IntGauge,
+    turn_lock_wait: Histogram,
+    queue_length: Series<&'static str, Gauge>,
     limit: Series<&'static str, Gauge>,
     limit_usage: Series<&'static str, Gauge>,
     limit_hits: Series<&'static str, IntCounter>,
@@ -140,6 +142,8 @@ impl Metrics {
             frames_withheld: counter_series(r, &table::FRAMES_WITHHELD),
             session_create_existing: counter_series(r, &table::SESSION_CREATE_EXISTING),
             sessions_stranded: int_gauge(r, &table::SESSIONS_STRANDED),
+            turn_lock_wait: histogram(r, &table::TURN_LOCK_WAIT, TURN_BUCKETS),
+            queue_length: gauge_series(r, &table::QUEUE_LENGTH),
             limit: gauge_series(r, &table::LIMIT),
             limit_usage: gauge_series(r, &table::LIMIT_USAGE),
             limit_hits: counter_series(r, &table::LIMIT_HITS),
@@ -290,6 +294,17 @@ impl Metrics {
     /// Something was refused by policy. Counted by `Event::ErrorAnswered` and `Event::Denied`.
     pub fn access_denied(&self, reason: &'static str) {
         self.access_denied.with(reason, IntCounter::inc);
+    }
+
+    /// A send has waited for somebody else's turn to end.
+    pub fn turn_waited(&self, took: Duration) {
+        self.turn_lock_wait.observe(took.as_secs_f64());
+    }
+
+    /// How much waits in one of the queues.
+    pub fn set_queue_length(&self, queue: &'static str, length: usize) {
+        self.queue_length
+            .with(queue, |gauge| gauge.set(length as f64));
     }
 
     /// A configured limit, by its key.

@@ -127,6 +127,11 @@ table! {
         "session.create calls on the id of a closed session that has a history, by what was done.";
     SESSIONS_STRANDED: Gauge "taxiway_sessions_stranded" []
         "Sessions known to be on the disk of a backend that is no longer in the pool.";
+    TURN_LOCK_WAIT: Histogram "taxiway_turn_lock_wait_seconds" []
+        "How long sends waited for somebody else's turn in their session to end; those that did not \
+         have to are not counted.";
+    QUEUE_LENGTH: Gauge "taxiway_queue_length" ["queue"]
+        "What waits: turn_lock (connections that wait for their turn in a session).";
     LIMIT: Gauge "taxiway_limit" ["limit"]
         "A configured limit, by its key.";
     LIMIT_USAGE: Gauge "taxiway_limit_usage" ["limit"]

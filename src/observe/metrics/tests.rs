@@ -26,6 +26,8 @@ fn everything(metrics: &Metrics) {
     metrics.access_denied("method");
     metrics.auth_failure("wrong_token");
     metrics.set_limit("limits.connections", 100.0);
+    metrics.turn_waited(Duration::from_secs(3));
+    metrics.set_queue_length("turn_lock", 2);
     metrics.set_limit_usage("limits.connections", 7.0);
     metrics.limit_hit("limits.connections");
     metrics.session_not_found("unknown");

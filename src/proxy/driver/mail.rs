@@ -77,6 +77,18 @@ impl Driver {
                         0
                     });
                 }
+                Message::TurnGranted(session) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_turn_granted(cx, &session, out);
+                        0
+                    });
+                }
+                Message::TurnInherited(session) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, _| {
+                        mux.handle_turn_inherited(cx.now, &session);
+                        0
+                    });
+                }
                 Message::Note(from, note) => {
                     self.step(now, snapshot, task, &[], |mux, cx, out| {
                         mux.handle_note(cx, from, note, out);
@@ -86,8 +98,8 @@ impl Driver {
                 // Seen at the start of each round.
                 Message::Rules => {}
                 Message::Drain => {
-                    self.step(now, snapshot, task, &[], |mux, _, _| {
-                        mux.handle_drain();
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_drain(cx, out);
                         0
                     });
                 }

@@ -10,7 +10,7 @@ use crate::{
         id::{ConnectionId, SessionId},
         mux::{Context, Note},
     },
-    proxy::{outbuf::OutBuf, port::Boxed},
+    proxy::{desk, outbuf::OutBuf, port::Boxed},
     transport::Stream,
 };
 
@@ -61,6 +61,8 @@ impl Driver {
     pub(super) fn tell(&mut self, cx: &Context<'_>, to: ConnectionId, note: Note) {
         let message = Message::Note(self.id, note.clone());
         if !self.shared.hub.send(to, message) {
+            // It may have been given the turn with it.
+            desk::leave(&self.shared.store, &self.shared.hub, to);
             self.mux.handle_untold(cx, &note, &mut self.out);
         }
     }

@@ -116,6 +116,7 @@ impl Taxiway {
             providers,
             pacer: crate::proxy::Pacer::default(),
             moves: crate::proxy::Moves::default(),
+            quota: crate::proxy::Quota::default(),
             doorman: crate::proxy::Doorman::default(),
         };
         let listener = crate::proxy::listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -172,6 +173,7 @@ fn rules() -> Rules {
             detach_grace: None,
             turn_stall: None,
             ends_stalled: false,
+            turns: crate::core::turnlock::Terms::default(),
             revoke_grace: Duration::from_secs(60),
             last_turns: Duration::from_secs(600),
             access: Arc::default(),
@@ -185,6 +187,7 @@ fn rules() -> Rules {
         tcp_keepalive: None,
         write_stall: 30 * second,
         drain_timeout: Duration::from_secs(1),
+        caps: crate::core::identity::Caps::default(),
         connections: 100,
         front: Arc::default(),
     }

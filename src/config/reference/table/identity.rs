@@ -2,7 +2,7 @@
 
 use super::{
     super::{Absent, Kind, Reload, Section, Shape},
-    HOUR, choice, key, secs, span_or,
+    HOUR, at_most, choice, key, secs, span_or,
 };
 
 pub(super) const IDENTITY: Section = Section {
@@ -148,6 +148,45 @@ pub(super) const PRINCIPALS: Section = Section {
             Absent::Means("what the profile denies"),
             Reload::Live,
             "Methods that it may not use: whole names, or a prefix with `*`.",
+        ),
+        key(
+            "connections",
+            at_most(1_000_000),
+            Absent::Means("`limits.connections_per_user`"),
+            Reload::NewConnections,
+            "Its client connections; here and below 0 = any number. A service's own: for the users \
+             that it speaks for, sessions and turns are counted as for all.",
+        ),
+        key(
+            "sessions",
+            at_most(1_000_000),
+            Absent::Means("`sessions.max_open_per_user`; none for a service"),
+            Reload::Live,
+            "Sessions that it may have open.",
+        ),
+        key(
+            "turns",
+            at_most(1_000_000),
+            Absent::Means("`limits.turns_per_user`; none for a service"),
+            Reload::Live,
+            "Its turns that may run at a time.",
+        ),
+        key(
+            "calls_per_second",
+            at_most(1_000_000),
+            Absent::Means("`limits.calls_per_second`"),
+            Reload::Live,
+            "Its calls per second.",
+        ),
+        key(
+            "bytes_per_second",
+            Kind::Size {
+                min: 0,
+                max: 1 << 30,
+            },
+            Absent::Means("`limits.bytes_per_second`"),
+            Reload::Live,
+            "Bytes of its calls per second.",
         ),
     ],
 };

@@ -135,6 +135,7 @@ fn a_send_that_is_told_to_try_again_is_not_sent_by_the_shutdown() {
         wall: std::time::SystemTime::UNIX_EPOCH,
         snapshot: &rig.snapshot,
         settings: &rig.settings,
+        commons: &crate::core::mux::Alone,
     };
     let mut out = crate::core::mux::Outbox::new();
     rig.mux.handle_shutdown(&cx, &mut out);

@@ -21,6 +21,7 @@ mod shell;
 mod wire;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
     rc::Rc,
@@ -37,6 +38,7 @@ use self::{
     control::Watch,
     faults::Fault,
     json::Call,
+    json::heard,
     search::{Door, Reply, Search},
     session::Line,
     shell::Mail,
@@ -52,6 +54,7 @@ use crate::core::{
     mux::{Mux, Outbox, Settings},
     snapshot::{Mode, Snapshot},
     testing,
+    turnlock::Locks,
 };
 
 const SEEDS: u64 = 400;
@@ -170,6 +173,8 @@ struct Stats {
     completed: u64,
     not_found: u64,
     stale: u64,
+    /// Sends that had to wait for somebody else's turn to end.
+    waited: u64,
     forgotten: u64,
     steps: u64,
 }
@@ -212,6 +217,8 @@ struct World {
     modes: BTreeMap<String, Vec<String>>,
     /// Events that a client need not hear: connection, session, attachment, number.
     may_miss: BTreeSet<(u64, String, u64, u64)>,
+    /// Whose turn it is in each session.
+    turns: Rc<RefCell<Locks>>,
     /// Sessions that more than one client works with.
     shared: BTreeSet<String>,
     /// Sessions about which this step has changed something at a backend or for clients.
@@ -271,6 +278,7 @@ impl World {
             last_send: BTreeMap::new(),
             modes: BTreeMap::new(),
             may_miss: BTreeSet::new(),
+            turns: Rc::default(),
             shared: BTreeSet::new(),
             touched: Vec::new(),
             stepped: BTreeSet::new(),
@@ -414,12 +422,14 @@ impl World {
         };
         let snapshot = self.snapshot.clone();
         let settings = self.settings.clone();
+        let turns = self.turns.clone();
         let mut out = std::mem::take(&mut self.out);
         let cx = Context {
             now: self.instant(),
             wall: SystemTime::UNIX_EPOCH + Duration::from_micros(self.now),
             snapshot: &snapshot,
             settings: &settings,
+            commons: &*turns,
         };
         let used = handle(&mut mux, &cx, &mut out);
         assert!(used <= input.len());
@@ -436,6 +446,16 @@ impl World {
             if !any && out.is_empty() {
                 break;
             }
+        }
+        for body in std::mem::take(&mut mux.locks.kept) {
+            let body = String::from_utf8(body).unwrap();
+            let data = heard(&body).params.event.data;
+            let session = heard(&body).params.session_id.to_string();
+            if data.aborted {
+                self.clients[at].forget_seen(&session);
+            }
+            let link = data.link.unwrap();
+            self.may_miss.insert((link, session, data.epoch, data.n));
         }
         mux.check_invariants();
         self.stepped.insert(at);
@@ -499,6 +519,7 @@ fn sum(all: impl Iterator<Item = Stats>) -> Stats {
         completed: a.completed + b.completed,
         not_found: a.not_found + b.not_found,
         stale: a.stale + b.stale,
+        waited: a.waited + b.waited,
         forgotten: a.forgotten + b.forgotten,
         steps: a.steps + b.steps,
     })

@@ -2,7 +2,9 @@
 //! frames. Each step is one handler followed by a full drain, then every invariant is checked.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -14,8 +16,15 @@ use super::super::{
     Settings, SlotId,
 };
 use crate::core::{
-    access::Relation, event::PlacementReason, frame::FrameLimits, id::ConnectionId,
-    locate::Refusal, reply::ProxyError, snapshot::Snapshot, testing,
+    access::Relation,
+    event::PlacementReason,
+    frame::FrameLimits,
+    id::ConnectionId,
+    locate::Refusal,
+    reply::ProxyError,
+    snapshot::Snapshot,
+    testing,
+    turnlock::{Locks, Terms},
 };
 
 /// What the shell does by itself.
@@ -76,6 +85,10 @@ pub(super) struct Rig {
     /// The directory's view: sessions for which this connection is counted, and where.
     pub(super) claims: BTreeMap<String, String>,
     pub(super) closed: Option<&'static str>,
+    /// Whose turn it is.
+    pub(super) turns: Rc<RefCell<Locks>>,
+    /// Connections whose turn it has become.
+    pub(super) granted: Vec<ConnectionId>,
 }
 
 pub(super) fn settings() -> Settings {
@@ -94,6 +107,10 @@ pub(super) fn settings() -> Settings {
         detach_grace: None,
         turn_stall: None,
         ends_stalled: false,
+        turns: Terms {
+            max: None,
+            ..Terms::default()
+        },
         revoke_grace: Duration::from_secs(60),
         last_turns: Duration::from_secs(600),
         access: Arc::default(),
@@ -198,6 +215,8 @@ impl Rig {
             log: Vec::new(),
             claims: BTreeMap::new(),
             closed: None,
+            turns: Rc::default(),
+            granted: Vec::new(),
         }
     }
 
@@ -214,6 +233,7 @@ impl Rig {
             wall: SystemTime::UNIX_EPOCH + (self.now - self.start),
             snapshot: &self.snapshot,
             settings: &self.settings,
+            commons: &*self.turns,
         };
         let used = handle(&mut self.mux, &cx, &mut self.out);
         self.drain(input);
@@ -264,6 +284,20 @@ impl Rig {
                 Output::Tell { to, note } => self.told.push((to, note)),
                 Output::Serve(call) => self.serves.push(call),
                 Output::Close { reason } => self.closed = Some(reason),
+                Output::TurnOver { session, over } => {
+                    let next =
+                        self.turns
+                            .borrow_mut()
+                            .release(self.now, session.as_str(), self.mux.id());
+                    self.granted.extend(next);
+                    self.log.push(Output::TurnOver { session, over });
+                }
+                Output::TurnUnwanted(session) => {
+                    self.turns
+                        .borrow_mut()
+                        .withdraw(session.as_str(), self.mux.id());
+                    self.log.push(Output::TurnUnwanted(session));
+                }
                 Output::Release(session) => {
                     // Outputs are carried out in order: a claim made after this one stays.
                     self.claims.remove(session.as_str());
@@ -492,8 +526,8 @@ impl Rig {
     }
 
     pub(super) fn drain_client(&mut self) {
-        self.step(&[], |mux, _, _| {
-            mux.handle_drain();
+        self.step(&[], |mux, cx, out| {
+            mux.handle_drain(cx, out);
             0
         });
     }

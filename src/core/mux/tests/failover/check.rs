@@ -169,6 +169,8 @@ impl World {
     /// Faults have ended long ago: nothing waits any more.
     pub(super) fn check_rest(&self) {
         assert!(self.searches.is_empty(), "searches: {:#?}", self.searches);
+        let turns = self.turns.borrow();
+        assert!(turns.is_empty(), "turns: {turns:#?}");
         assert!(self.doors_are_free(), "permits: {:#?}", self.doors);
         for backend in &self.snapshot.backends {
             assert!(

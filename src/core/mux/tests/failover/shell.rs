@@ -1,10 +1,10 @@
 //! The shell: what `proxy::driver` does with what a machine puts out, under the virtual clock.
 
-use super::{Act, MS, World, search::Search};
+use super::{Act, MS, World, client::Client, search::Search};
 use crate::core::{
     directory::Standing,
     event::{Event, ReopenResult},
-    id::{BackendName, SessionId},
+    id::{BackendName, ConnectionId, SessionId},
     mux::{Context, Mux, Outbox, Output},
 };
 
@@ -15,6 +15,8 @@ pub(super) enum Mail {
     Back(BackendName),
     Released(BackendName),
     Lost(SessionId, BackendName),
+    Granted(SessionId),
+    Inherited(SessionId),
 }
 
 impl World {
@@ -83,8 +85,17 @@ impl World {
                 self.directory.learn_history(cx.now, &copy, &backend);
             }
             Output::TurnBegan(session) => {
-                self.directory.begin_turn(session.as_str(), me);
+                let reports = self.directory.begin_turn(session.as_str(), me);
+                if reports && self.turns.borrow_mut().begun(cx.now, &session, me) {
+                    mux.handle_turn_inherited(cx.now, &session);
+                }
             }
+            Output::TurnOver { session, over } => self.pass_turn(&session, me, over),
+            Output::TurnPassed { .. } => unreachable!("there is no grace here"),
+            Output::TurnUnwanted(session) => {
+                self.turns.borrow_mut().withdraw(session.as_str(), me);
+            }
+            Output::TurnWaited(_) => self.stats.waited += 1,
             Output::TurnEnded(record, mark) => {
                 self.directory.end_turn(record.session.as_str(), me, mark);
             }
@@ -115,6 +126,36 @@ impl World {
             | Output::Violation { .. }
             | Output::CallEnded { .. }
             | Output::Event(_) => {}
+        }
+    }
+
+    /// As `proxy::desk` does.
+    pub(super) fn pass_turn(&mut self, session: &SessionId, mut by: ConnectionId, over: bool) {
+        let mut heirs = if over {
+            Vec::new()
+        } else {
+            self.directory.hearers(session.as_str())
+        };
+        loop {
+            heirs.retain(|heir| *heir != by);
+            let turns = self.turns.clone();
+            let mut turns = turns.borrow_mut();
+            let (next, mail) = match heirs.first().copied() {
+                Some(heir) if turns.pass(session.as_str(), by, heir) => {
+                    (heir, Mail::Inherited(session.clone()))
+                }
+                Some(_) => return,
+                None => match turns.release(self.instant(), session.as_str(), by) {
+                    Some(next) => (next, Mail::Granted(session.clone())),
+                    None => return,
+                },
+            };
+            let there = |c: &Client| c.connection == next && !c.has_left;
+            if let Some(at) = self.clients.iter().position(there) {
+                self.post(at, mail);
+                return;
+            }
+            by = next;
         }
     }
 
@@ -154,9 +195,12 @@ impl World {
     // Mail.
 
     pub(super) fn mail_to(&mut self, at: usize, mail: Mail) {
-        if self.clients[at].mux.is_none() {
-            return;
+        if self.clients[at].mux.is_some() {
+            self.post(at, mail);
         }
+    }
+
+    fn post(&mut self, at: usize, mail: Mail) {
         let delay = 20 + self.chance.span(3 * MS);
         let due = (self.now + delay).max(self.clients[at].mail_at);
         self.clients[at].mail_at = due;
@@ -180,6 +224,8 @@ impl World {
                 Mail::Lost(session, backend) => {
                     mux.handle_session_lost(cx, session.as_str(), backend, out);
                 }
+                Mail::Granted(session) => mux.handle_turn_granted(cx, session, out),
+                Mail::Inherited(session) => mux.handle_turn_inherited(cx.now, session),
             }
             0
         });

@@ -1,0 +1,532 @@
+//! The turn lock as one machine sees it: its sends ask for it, wait for it, and give it back when
+//! the turn is over (DESIGN §5). The rules of who comes when are in `core::turnlock`.
+//!
+//! A turn ends in many ways. So nothing here hangs on one of them: after each step it is looked
+//! which turns are still there, and the lock of one that is not is given back.
+
+use std::{collections::HashMap, time::Instant};
+
+use serde_json::value::RawValue;
+
+use super::{
+    Context, Mux, Output, Settings,
+    calls::Call,
+    outbox::{Dest, Outbox},
+    own::Errand,
+    turn::frame,
+};
+use crate::core::{
+    event::ClosedBy,
+    id::SessionId,
+    identity::{Person, Principal},
+    idmap::{Calls, RequestId},
+    reply::{LostBy, ProxyError},
+    route::Class,
+    scan,
+    turnlock::{Ask, Rule, Verdict},
+};
+
+/// What this connection has to do with locks. Each session stands in each list once.
+#[derive(Debug, Default)]
+pub(super) struct Locks {
+    /// Those that it has.
+    pub(super) held: Vec<Hold>,
+    /// Those that it waits for.
+    pub(super) wanted: Vec<Want>,
+    /// Ends of turns that were kept back, for the simulation.
+    #[cfg(test)]
+    pub(super) kept: Vec<Vec<u8>>,
+}
+
+/// A lock that this connection has.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) session: SessionId,
+    /// The send that it was taken for, until it has its answer.
+    call: Option<Send>,
+    since: Instant,
+    /// It was given while this connection still heard the turn before run.
+    overlaps: bool,
+    /// The end of that turn.
+    unsaid: Option<Vec<u8>>,
+}
+
+/// A lock that it waits for.
+#[derive(Debug)]
+pub(super) struct Want {
+    pub(super) session: SessionId,
+    /// The first send that waits.
+    call: Send,
+    since: Instant,
+    /// The end of the turn that it waits for, once that is there.
+    unsaid: Option<Vec<u8>>,
+}
+
+/// A call, and which one under its id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Send {
+    id: RequestId,
+    serial: u64,
+}
+
+impl Send {
+    /// Whether it has no answer yet.
+    fn is_in(&self, calls: &Calls<Call>) -> bool {
+        calls.get(&self.id).is_some_and(|c| c.serial == self.serial)
+    }
+}
+
+/// What becomes of a send.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// It may go.
+    Now,
+    /// It waits for somebody else's turn to end.
+    Later,
+    /// It may not.
+    Never(ProxyError),
+}
+
+impl Locks {
+    fn holds(&self, session: &SessionId) -> Option<&Hold> {
+        self.held.iter().find(|hold| hold.session == *session)
+    }
+
+    fn wants(&self, session: &SessionId) -> Option<&Want> {
+        self.wanted.iter().find(|want| want.session == *session)
+    }
+
+    fn hold(&mut self, session: &SessionId, call: Option<Send>, since: Instant) {
+        let hold = Hold {
+            session: session.clone(),
+            call,
+            since,
+            overlaps: false,
+            unsaid: None,
+        };
+        match self.held.iter_mut().find(|hold| hold.session == *session) {
+            Some(known) => *known = hold,
+            None => self.held.push(hold),
+        }
+    }
+
+    /// Another turn has begun, and has an end of its own.
+    fn forget_idle(&mut self, session: &SessionId) {
+        let held = self.held.iter_mut().map(|h| (&h.session, &mut h.unsaid));
+        let wanted = self.wanted.iter_mut().map(|w| (&w.session, &mut w.unsaid));
+        for (_, unsaid) in held.chain(wanted).filter(|(s, _)| *s == session) {
+            *unsaid = None;
+        }
+    }
+
+    /// Somebody else has it from now on, and was told.
+    pub(super) fn forget(&mut self, session: &SessionId) -> bool {
+        let before = self.held.len();
+        self.held.retain(|hold| hold.session != *session);
+        self.held.len() < before
+    }
+}
+
+impl Mux {
+    // Asking.
+
+    fn send_of(&self, call: &RequestId) -> Option<Send> {
+        self.calls.get(call).map(|record| Send {
+            id: call.clone(),
+            serial: record.serial,
+        })
+    }
+
+    fn is_pending(&self, send: &Send) -> bool {
+        send.is_in(&self.calls)
+    }
+
+    fn person(&self) -> Option<Person> {
+        self.principal.as_deref().map(Principal::person)
+    }
+
+    /// Whether this send, the first of those that are not forwarded, may leave.
+    pub(super) fn start_turn(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        call: &RequestId,
+        body: &[u8],
+    ) -> Start {
+        let Some(send) = self.send_of(call) else {
+            return Start::Never(ProxyError::Cancelled);
+        };
+        let entry = &self.entries[key];
+        let (session, in_turn) = (&entry.id, entry.turn.is_some());
+        let hold = self.locks.holds(session);
+        if hold.is_some_and(|hold| hold.call.as_ref() == Some(&send)) {
+            let session = session.clone();
+            return self.seat_turn(cx, &session);
+        }
+        let waits = self.locks.wants(session).is_some();
+        if waits && self.locks.wants(session).is_some_and(|w| w.call == send) {
+            return Start::Later;
+        }
+        let mut ask = Ask {
+            connection: self.id,
+            user: self.person(),
+            rule: cx.settings.turns.rule,
+            unit: cx.settings.turns.unit,
+            in_turn: in_turn && hold.is_some(),
+            steers: None,
+        };
+        let mut verdict = cx.commons.ask_turn(cx.now, session, &ask);
+        if verdict == Verdict::LookCloser {
+            ask.steers = Some(steers(body));
+            verdict = cx.commons.ask_turn(cx.now, session, &ask);
+        }
+        let session = session.clone();
+        match verdict {
+            Verdict::Taken => {
+                self.locks.hold(&session, Some(send), cx.now);
+                self.seat_turn(cx, &session)
+            }
+            Verdict::Joins => Start::Now,
+            Verdict::Waits => {
+                if !waits {
+                    self.locks.wanted.push(Want {
+                        session,
+                        call: send,
+                        since: cx.now,
+                        unsaid: None,
+                    });
+                }
+                Start::Later
+            }
+            Verdict::Full => {
+                self.limit_hit("turn_lock_queue");
+                Start::Never(ProxyError::SessionBusy { session })
+            }
+            Verdict::Busy | Verdict::LookCloser => {
+                Start::Never(ProxyError::SessionBusy { session })
+            }
+        }
+    }
+
+    /// The turn is its; whether its user may have one more. If not, the lock goes with the send.
+    fn seat_turn(&mut self, cx: &Context<'_>, session: &SessionId) -> Start {
+        match cx.commons.seat_turn(session) {
+            Ok(()) => Start::Now,
+            Err(over) => Start::Never(self.over_cap(over)),
+        }
+    }
+
+    /// Whether a send need not stay behind those that wait for somebody's turn to end, since it is
+    /// to steer that very turn.
+    pub(super) fn overtakes(&self, key: usize, body: &[u8]) -> bool {
+        let entry = &self.entries[key];
+        entry.gate.is_none()
+            && !entry.awaits_attach()
+            && entry.turn.is_some()
+            && self.locks.wants(&entry.id).is_some()
+            && steers(body)
+    }
+
+    /// Whether the sends of a session wait for nothing but a turn: they can as well do so while it is
+    /// moved.
+    pub(super) fn awaits_turn(&self, key: usize) -> bool {
+        let entry = &self.entries[key];
+        let first = entry
+            .sends
+            .front()
+            .and_then(|held| self.send_of(&held.call));
+        let wanted = self.locks.wants(&entry.id).map(|want| &want.call);
+        let granted = self.locks.holds(&entry.id).and_then(|h| h.call.as_ref());
+        first.is_some_and(|first| wanted == Some(&first) || granted == Some(&first))
+    }
+
+    /// Why a call that would end the turn of a session may not, if so.
+    pub(super) fn foreign_turn(
+        &self,
+        cx: &Context<'_>,
+        key: usize,
+        class: Class,
+    ) -> Option<ProxyError> {
+        if class != Class::Abort || cx.settings.turns.rule == Rule::Off {
+            return None;
+        }
+        let session = &self.entries[key].id;
+        let user = self.person();
+        let may = cx
+            .commons
+            .may_end_turn(session.as_str(), self.id, user.as_ref());
+        (!may).then(|| ProxyError::TurnOfAnother {
+            session: session.clone(),
+        })
+    }
+
+    // News.
+
+    /// It is this connection's turn: what it waited for.
+    pub fn handle_turn_granted(&mut self, cx: &Context<'_>, session: &SessionId, out: &mut Outbox) {
+        let at = self.locks.wanted.iter().position(|w| w.session == *session);
+        let want = at.map(|at| self.locks.wanted.swap_remove(at));
+        let key = self.by_session.get(session).copied();
+        // The send may be gone, and the next one have its place.
+        let next = key.and_then(|key| self.entries[key].sends.front());
+        let next = next.and_then(|held| self.send_of(&held.call));
+        let call = want.as_ref().map(|want| want.call.clone());
+        let call = call.filter(|call| self.is_pending(call)).or(next);
+        if let (Some(want), true) = (&want, call.is_some()) {
+            let took = cx.now.saturating_duration_since(want.since);
+            self.outputs.push_back(Output::TurnWaited(took));
+        }
+        let overlaps = key.is_some_and(|key| self.entries[key].turn.is_some());
+        self.locks.hold(session, call, cx.now);
+        if let Some(hold) = self.locks.held.iter_mut().find(|h| h.session == *session) {
+            hold.overlaps = overlaps;
+            hold.unsaid = want.and_then(|want| want.unsaid);
+        }
+        if let Some(key) = key {
+            if self.entries[key].freeze.is_none() {
+                self.pass_next_send(cx, key, out);
+            }
+            self.settle_entry(key);
+        }
+        self.try_freezes(cx);
+        self.close_if_quiet();
+    }
+
+    /// This connection is to say when the turn of `session` is over: nobody else will.
+    pub fn handle_turn_inherited(&mut self, now: Instant, session: &SessionId) {
+        if !self.is_closed() {
+            self.locks.hold(session, None, now);
+        } else {
+            let (session, over) = (session.clone(), false);
+            self.outputs.push_back(Output::TurnOver { session, over });
+        }
+    }
+
+    // The end of the turn before.
+
+    /// The client is not told of the end of a turn while a send of its own waits for that: as on the
+    /// server, where a queue has one `session.idle`, at its end. An SDK that awaits the end of its own
+    /// turn would take the first that it hears.
+    pub(super) fn keeps_idle(&mut self, key: usize, kind: &[u8], body: &[u8]) -> bool {
+        if self.locks.held.is_empty() && self.locks.wanted.is_empty() {
+            return false;
+        }
+        let Some(entry) = self.entries.get(key) else {
+            return false;
+        };
+        if matches!(kind, b"user.message" | b"assistant.turn_start") {
+            self.locks.forget_idle(&entry.id);
+            return false;
+        }
+        if kind != b"session.idle" {
+            return false;
+        }
+        let held = self.locks.held.iter_mut();
+        let hold = held.filter(|h| h.overlaps).find(|h| h.session == entry.id);
+        let wanted = self.locks.wanted.iter_mut();
+        let want = wanted.filter(|w| w.call.is_in(&self.calls));
+        let unsaid = if let Some(hold) = hold {
+            hold.overlaps = false;
+            &mut hold.unsaid
+        } else if let Some(want) = want.into_iter().find(|w| w.session == entry.id) {
+            &mut want.unsaid
+        } else {
+            return false;
+        };
+        *unsaid = Some(body.to_vec());
+        #[cfg(test)]
+        self.locks.kept.push(body.to_vec());
+        true
+    }
+
+    /// A send was refused. If it was the one that was to begin a turn, what it has kept back is said.
+    pub(super) fn say_idle(&mut self, id: &RequestId, serial: u64, out: &mut Outbox) {
+        let is_it = |send: &Send| send.serial == serial && send.id == *id;
+        let held = self.locks.held.iter_mut();
+        let mut held = held.filter(|h| h.call.as_ref().is_some_and(is_it));
+        let mut unsaid = held.next().and_then(|hold| hold.unsaid.take());
+        if let Some(want) = self.locks.wanted.iter_mut().find(|w| is_it(&w.call)) {
+            // The next send in the queue takes its place, and keeps it back as well.
+            let key = self.by_session.get(&want.session);
+            let more = key.is_some_and(|key| !self.entries[*key].sends.is_empty());
+            if !more {
+                unsaid = unsaid.or(want.unsaid.take());
+            }
+        }
+        if let Some(body) = unsaid.filter(|_| self.is_heard()) {
+            out.write(Dest::Client, |b| frame(b, &body));
+        }
+    }
+
+    // Giving back.
+
+    /// What is to be said of locks after a step, if something is.
+    pub(super) fn settle_locks(&mut self) -> Option<Output> {
+        if self.locks.held.is_empty() && self.locks.wanted.is_empty() {
+            return None;
+        }
+        self.drop_holds().or_else(|| self.drop_wants())
+    }
+
+    fn drop_holds(&mut self) -> Option<Output> {
+        let gone = self.locks.held.iter().position(|h| !self.needs_lock(h))?;
+        let Hold { session, .. } = self.locks.held.swap_remove(gone);
+        let entry = self.by_session.get(&session).map(|key| &self.entries[*key]);
+        let over = entry.is_some_and(|e| e.attached && e.slot.is_some() && e.reopening.is_none());
+        Some(Output::TurnOver { session, over })
+    }
+
+    fn needs_lock(&self, hold: &Hold) -> bool {
+        if hold.call.as_ref().is_some_and(|call| self.is_pending(call)) {
+            return true;
+        }
+        let Some(key) = self.by_session.get(&hold.session).copied() else {
+            return false;
+        };
+        // An abort that is on its way would end the next one's turn.
+        let aborting = |own: &super::own::Own| {
+            own.key == key && matches!(own.errand, Errand::Nobodys | Errand::Halt | Errand::Quell)
+        };
+        self.entries[key].turn.is_some() || self.own.iter().any(aborting)
+    }
+
+    fn drop_wants(&mut self) -> Option<Output> {
+        let mut at = 0;
+        while let Some(want) = self.locks.wanted.get(at) {
+            if self.is_pending(&want.call) {
+                at += 1;
+                continue;
+            }
+            // It has its answer; the next one takes its place.
+            let key = self.by_session.get(&want.session);
+            let next = key.and_then(|key| self.entries[*key].sends.front());
+            if let Some(next) = next.and_then(|held| self.send_of(&held.call)) {
+                self.locks.wanted[at].call = next;
+                at += 1;
+            } else {
+                let want = self.locks.wanted.swap_remove(at);
+                return Some(Output::TurnUnwanted(want.session));
+            }
+        }
+        None
+    }
+
+    /// The end of this machine: nothing is held or wanted any more.
+    pub(super) fn drop_locks(&mut self) {
+        for want in std::mem::take(&mut self.locks.wanted) {
+            self.outputs.push_back(Output::TurnUnwanted(want.session));
+        }
+        for hold in std::mem::take(&mut self.locks.held) {
+            let (session, over) = (hold.session, false);
+            self.outputs.push_back(Output::TurnOver { session, over });
+        }
+    }
+
+    /// Taxiway stops: who waits is told so.
+    pub(super) fn refuse_waiting(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        let waiting: Vec<SessionId> = self
+            .locks
+            .wanted
+            .iter()
+            .map(|w| w.session.clone())
+            .collect();
+        for session in waiting {
+            let Some(key) = self.by_session.get(&session).copied() else {
+                continue;
+            };
+            let sends = std::mem::take(&mut self.entries[key].sends);
+            self.fail_held(cx, sends, &ProxyError::Draining, out);
+            self.settle_entry(key);
+        }
+    }
+
+    // Time.
+
+    /// When [`Mux::watch_locks`] has something to do.
+    pub(super) fn next_lock(&self, settings: &Settings) -> Option<Instant> {
+        let waits = self.locks.wanted.iter().filter_map(|want| {
+            let call = self.calls.get(&want.call.id)?;
+            Some(call.since + settings.turns.timeout)
+        });
+        let turns = self.locks.held.iter();
+        let turns = turns.filter_map(|hold| Some(hold.since + settings.turns.max?));
+        waits.chain(turns).min()
+    }
+
+    /// Sends that have waited for too long are refused, turns that have run for too long ended.
+    pub(super) fn watch_locks(&mut self, cx: &Context<'_>, out: &mut Outbox) {
+        let is_late = |mux: &Self, want: &Want| {
+            let call = mux.calls.get(&want.call.id);
+            call.is_some_and(|call| call.since + cx.settings.turns.timeout <= cx.now)
+        };
+        let late: Vec<(SessionId, RequestId)> = self
+            .locks
+            .wanted
+            .iter()
+            .filter(|want| is_late(self, want))
+            .map(|want| (want.session.clone(), want.call.id.clone()))
+            .collect();
+        for (session, call) in late {
+            self.unqueue(&session, &call);
+            let error = ProxyError::SessionBusy { session };
+            self.fail(cx, &call, &error, out);
+        }
+        let Some(max) = cx.settings.turns.max else {
+            return;
+        };
+        let long: Vec<SessionId> = self
+            .locks
+            .held
+            .iter_mut()
+            .filter(|hold| hold.since + max <= cx.now)
+            .map(|hold| {
+                // Looked at again then, should its end not be heard.
+                hold.since = cx.now;
+                hold.session.clone()
+            })
+            .collect();
+        for session in long {
+            self.limit_hit("sessions.turn_max");
+            let Some(key) = self.by_session.get(&session).copied() else {
+                continue;
+            };
+            if self.entries[key].turn.is_some() {
+                self.lose_turn(cx, key, &LostBy::TooLong, ClosedBy::Proxy, out);
+                self.abort_rest(cx, key, out);
+                self.settle_entry(key);
+            }
+        }
+        self.close_if_quiet();
+    }
+
+    /// Takes a send out of where it waits.
+    fn unqueue(&mut self, session: &SessionId, call: &RequestId) {
+        let Some(key) = self.by_session.get(session).copied() else {
+            return;
+        };
+        let entry = &mut self.entries[key];
+        for queue in [&mut entry.held, &mut entry.sends] {
+            if let Some(at) = queue.iter().position(|held| held.call == *call)
+                && let Some(held) = queue.remove(at)
+            {
+                self.held_bytes -= held.body.len();
+            }
+        }
+        self.note_waiting(key);
+    }
+}
+
+/// Whether a send has `mode:"immediate"`, which makes it part of the turn that runs.
+fn steers(body: &[u8]) -> bool {
+    let Ok(head) = scan::scan(body) else {
+        return false;
+    };
+    let params = head.params.map(|params| params.of(body));
+    // As the CLI reads it: the last one of a name counts.
+    let params: Option<HashMap<String, &RawValue>> =
+        params.and_then(|text| serde_json::from_slice(text).ok());
+    let mode = params.as_ref().and_then(|params| params.get("mode"));
+    mode.is_some_and(|mode| {
+        serde_json::from_str::<String>(mode.get()).is_ok_and(|m| m == "immediate")
+    })
+}

@@ -1,0 +1,280 @@
+//! What all connections share, as one of them asks for it: turn locks, and what its user may use at
+//! a time. Carries out what follows when a turn is over.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Instant,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::{
+    Hub, Rules, Shared,
+    hub::Message,
+    quota::{Account, Quota, Thing},
+};
+use crate::{
+    core::{
+        id::{ConnectionId, SessionId},
+        identity::{Caps, Person, Principal, Role},
+        mux::{Commons, Over},
+        turnlock::{Ask, Verdict},
+    },
+    store::{Next, Store, Turns},
+};
+
+/// Where a connection asks. Dropped, it gives back all that was counted for it.
+pub(super) struct Desk {
+    turns: Turns,
+    quota: Quota,
+    rules: Arc<ArcSwap<Rules>>,
+    address: IpAddr,
+    /// Who it is, once that is known.
+    guest: OnceLock<Guest>,
+    taken: Mutex<Vec<Taken>>,
+}
+
+/// Who is counted.
+struct Guest {
+    principal: ArcSwapOption<Principal>,
+    account: Arc<Account>,
+}
+
+/// What is counted for this connection.
+struct Taken {
+    thing: Thing,
+    session: SessionId,
+    account: Arc<Account>,
+}
+
+impl Desk {
+    pub(super) fn new(shared: &Shared, address: IpAddr) -> Self {
+        Self {
+            turns: shared.store.turns().clone(),
+            quota: shared.quota.clone(),
+            rules: shared.rules.clone(),
+            address,
+            guest: OnceLock::new(),
+            taken: Mutex::default(),
+        }
+    }
+
+    /// This connection has the session open, and it is too late to refuse that.
+    pub(super) fn opened(&self, session: &SessionId) {
+        if self.taken().iter().any(|t| t.is(Thing::Session, session)) {
+            return;
+        }
+        for (account, _) in self.accounts(Thing::Session, Some(session)) {
+            self.count(Thing::Session, session, account, None)
+                .expect("there is no cap");
+        }
+    }
+
+    /// It is not open here any more.
+    pub(super) fn closed(&self, session: &SessionId) {
+        self.give_back(Thing::Session, session);
+    }
+
+    /// Its turn is not this connection's any more.
+    pub(super) fn turn_over(&self, session: &SessionId) {
+        self.give_back(Thing::Turn, session);
+    }
+
+    /// Whose count it is, and up to how many: for a service its own, if it has a cap, and that of the
+    /// session's user.
+    fn accounts(
+        &self,
+        thing: Thing,
+        session: Option<&SessionId>,
+    ) -> Vec<(Arc<Account>, Option<u32>)> {
+        let Some(guest) = self.guest.get() else {
+            return Vec::new();
+        };
+        let rules = self.rules.load();
+        let of = |caps: &Caps| match thing {
+            Thing::Session => caps.sessions,
+            Thing::Turn => caps.turns,
+        };
+        let own = |most| (guest.account.clone(), most);
+        match guest.principal.load().as_ref() {
+            None => vec![own(of(&rules.caps))],
+            Some(principal) if principal.role == Role::User => {
+                vec![own(of(&principal.caps.or(rules.caps)))]
+            }
+            Some(principal) => {
+                let session = session.map(SessionId::as_str);
+                let person = rules.mux.access.person_for(principal, session);
+                let mut accounts = Vec::new();
+                if person != principal.person() {
+                    accounts.push((self.quota.account(&person), of(&rules.caps)));
+                }
+                accounts.push(own(of(&principal.caps)));
+                accounts
+            }
+        }
+    }
+
+    fn take(&self, thing: Thing, session: &SessionId) -> Result<(), Over> {
+        if self.taken().iter().any(|t| t.is(thing, session)) {
+            return Ok(());
+        }
+        for (account, most) in self.accounts(thing, Some(session)) {
+            if let Err(over) = self.count(thing, session, account, most) {
+                self.give_back(thing, session);
+                return Err(over);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(
+        &self,
+        thing: Thing,
+        session: &SessionId,
+        account: Arc<Account>,
+        most: Option<u32>,
+    ) -> Result<(), Over> {
+        account.take(thing, session, most)?;
+        self.taken().push(Taken {
+            thing,
+            session: session.clone(),
+            account,
+        });
+        Ok(())
+    }
+
+    fn give_back(&self, thing: Thing, session: &SessionId) {
+        self.taken().retain(|taken| {
+            let gone = taken.is(thing, session);
+            if gone {
+                taken.account.give_back(thing, session);
+            }
+            !gone
+        });
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    fn is(&self, thing: Thing, session: &SessionId) -> bool {
+        self.thing == thing && self.session == *session
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        for taken in std::mem::take(&mut *self.taken()) {
+            taken.account.give_back(taken.thing, &taken.session);
+        }
+        if let Some(guest) = self.guest.get() {
+            guest.account.leave();
+        }
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Commons for Desk {
+    fn enter(&self, principal: Option<&Arc<Principal>>) -> Result<(), Over> {
+        if let Some(guest) = self.guest.get() {
+            guest.principal.store(principal.cloned());
+            return Ok(());
+        }
+        let rules = self.rules.load();
+        let (person, caps) = match principal {
+            Some(principal) => (principal.person(), principal.caps.or(rules.caps)),
+            // Nobody says who he is: those of one address are one.
+            None => (Person::new("", &self.address.to_string()), rules.caps),
+        };
+        let account = self.quota.account(&person);
+        account.enter(caps.connections)?;
+        let principal = ArcSwapOption::new(principal.cloned());
+        let guest = Guest { principal, account };
+        if let Err(second) = self.guest.set(guest) {
+            second.account.leave();
+        }
+        Ok(())
+    }
+
+    fn spend(&self, bytes: usize) -> Result<(), Over> {
+        let Some(guest) = self.guest.get() else {
+            return Ok(());
+        };
+        let rules = self.rules.load();
+        let own = guest.principal.load().as_ref().map(|p| p.caps);
+        let caps = own.unwrap_or_default().or(rules.caps);
+        guest.account.spend(&caps, bytes, rules.mux.frame.frame)
+    }
+
+    fn seat_session(&self, session: &SessionId) -> Result<(), Over> {
+        self.take(Thing::Session, session)
+    }
+
+    fn may_open(&self) -> Result<(), Over> {
+        for (account, most) in self.accounts(Thing::Session, None) {
+            account.has_room(Thing::Session, most)?;
+        }
+        Ok(())
+    }
+
+    fn seat_turn(&self, session: &SessionId) -> Result<(), Over> {
+        self.take(Thing::Turn, session)
+    }
+
+    fn ask_turn(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
+        self.turns.ask(now, session, ask)
+    }
+
+    fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool {
+        self.turns.may_end(session, by, user)
+    }
+}
+
+/// The turn of `by` is over, or goes on without being heard there: somebody else may have it now.
+pub(super) fn end_turn(
+    store: &Store,
+    hub: &Hub,
+    now: Instant,
+    session: &SessionId,
+    mut by: ConnectionId,
+    over: bool,
+) {
+    let turns = store.turns();
+    let mut heirs = if over {
+        Vec::new()
+    } else {
+        store.lock().hearers(session.as_str())
+    };
+    loop {
+        heirs.retain(|heir| *heir != by);
+        let heir = heirs.first().copied();
+        let (next, news) = match turns.release(now, session.as_str(), by, heir) {
+            Next::Nobody => return,
+            Next::Granted(next) => (next, Message::TurnGranted(session.clone())),
+            Next::Inherited(next) => (next, Message::TurnInherited(session.clone())),
+        };
+        if hub.send(next, news) {
+            return;
+        }
+        // It has left meanwhile.
+        by = next;
+    }
+}
+
+/// The connection is gone: what it had and waited for is somebody else's.
+pub(super) fn leave(store: &Store, hub: &Hub, connection: ConnectionId) {
+    for session in store.turns().leave(connection) {
+        end_turn(store, hub, Instant::now(), &session, connection, false);
+    }
+}
