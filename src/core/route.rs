@@ -13,8 +13,8 @@ mod unknown;
 
 pub use named::{Named, NamedAt, also_named, main_session, open_refusal};
 use policy::{
-    ACCOUNT, CLOUD, DISK, EVERYBODY, LOGS, PATH, PROVIDER, REMOTE, RUNS, SERVER_WIDE, SETTINGS,
-    SHUTDOWN, TRUST,
+    ACCOUNT, CLOUD, COMMANDS, DISK, EVERYBODY, LOGS, PATH, PROVIDER, REMOTE, RUNS, SERVER_WIDE,
+    SETTINGS, SHUTDOWN, TRUST,
 };
 pub use policy::{Policy, Profile, Verdict, verdict};
 pub use unknown::{UnknownAnswer, unknown_answer};
@@ -242,6 +242,7 @@ const METHODS: &[(&str, Class, Policy)] = {
         ("runtime.shutdown", Denied(SHUTDOWN), Never(SHUTDOWN)),
         ("secrets.addFilterValues", MEMORY, Deny(SERVER_WIDE)),
         ("session.abort", Abort, Own),
+        ("session.commands.invoke", Session, Deny(COMMANDS)),
         ("session.create", Create, Own),
         ("session.debug.collectLogs", Session, Deny(LOGS)),
         ("session.delete", Delete, Own),
@@ -449,7 +450,8 @@ pub fn look_up(method: &str) -> (Class, Policy) {
 
 /// Whether the params of a call say how a session is to be.
 pub fn shapes_session(class: Class, method: &str) -> bool {
-    matches!(class, Class::Create | Class::Resume) || method == "session.options.update"
+    matches!(class, Class::Create | Class::Resume)
+        || matches!(method, "session.options.update" | "session.mode.set")
 }
 
 /// Every method that clients of CLI 1.0.102 may call, sorted: what can be said of each by name.

@@ -53,7 +53,6 @@ const OWN_PARAMS: &[&str] = &[
 
 /// Of the methods that change something, those by which one takes part. Sorted.
 const TAKES_PART: &[&str] = &[
-    "session.commands.enqueue",
     "session.commands.handlePendingCommand",
     "session.commands.respondToQueuedCommand",
     "session.mcp.headers.handlePendingHeadersRefreshRequest",

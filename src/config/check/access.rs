@@ -11,8 +11,15 @@ use crate::{
     },
 };
 
-/// What makes a session that is not in the pool, or in another home than all others.
-const TENANTS_PARAMS: [&str; 2] = ["cloud", "configDir"];
+/// What makes a session that is not in the pool, or in another home than all others; what shows it
+/// the sessions of others; what writes the server's settings, or files wherever the caller says.
+const TENANTS_PARAMS: [&str; 5] = [
+    "cloud",
+    "configDir",
+    "enableSessionStore",
+    "persistPlanSelection",
+    "pickerSettingsContext",
+];
 
 impl Check<'_> {
     /// The rules about methods. `asks` = clients have to say who they are.

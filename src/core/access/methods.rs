@@ -115,7 +115,8 @@ impl Methods {
 /// Whether something stands at that path.
 fn has<'a>(value: &Value, mut path: impl Iterator<Item = &'a str> + Clone) -> bool {
     match path.next() {
-        None => !value.is_null(),
+        // SDKs say of some that they do not want them.
+        None => !value.is_null() && *value != Value::Bool(false),
         Some("*") => match value {
             Value::Object(members) => members.values().any(|member| has(member, path.clone())),
             Value::Array(items) => items.iter().any(|item| has(item, path.clone())),

@@ -239,7 +239,8 @@ fn denied_parameters_are_found_where_they_stand() {
     let cases: &[(&[&str], &str, Option<&str>)] = &[
         (&[], r#"{"cloud":{}}"#, None),
         (&["cloud"], r#"{"cloud":{}}"#, Some("cloud")),
-        (&["cloud"], r#"{"cloud":false}"#, Some("cloud")),
+        (&["cloud"], r#"{"cloud":false}"#, None),
+        (&["cloud"], r#"{"cloud":0}"#, Some("cloud")),
         (&["cloud"], r#"{"cloud":null}"#, None),
         (&["cloud"], r#"{"x":{"cloud":{}}}"#, None),
         // Of duplicates the last counts, however it is written.

@@ -83,6 +83,8 @@ pub(super) const SHUTDOWN: &str =
     "it would end a CLI server that others use too; drain the backend in Taxiway instead";
 pub(super) const RUNS: &str =
     "it runs a program of the caller's choice on the host of the CLI server, and nobody is asked";
+pub(super) const COMMANDS: &str =
+    "its commands reach the sessions of others and the CLI server's own settings";
 pub(super) const LOGS: &str =
     "it collects files of the CLI server's host and writes them wherever the caller says";
 pub(super) const DISK: &str =

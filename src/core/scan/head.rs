@@ -66,6 +66,7 @@ struct Found {
     /// What is wrong with the inside of `error`, should this be a response.
     error_fault: Option<RejectReason>,
     params: Option<Params>,
+    params_other_type: bool,
 }
 
 /// What `params` holds, if it is an object.
@@ -157,7 +158,9 @@ impl Reader<'_> {
 
     /// The value of `params`.
     fn params(&mut self) -> Result<Option<Params>, Fault> {
-        if self.cursor.peek() != Some(b'{') {
+        let first_byte = self.cursor.peek();
+        self.found.params_other_type = !matches!(first_byte, Some(b'{' | b'n'));
+        if first_byte != Some(b'{') {
             self.cursor.value(1)?;
             return Ok(None);
         }
@@ -380,6 +383,7 @@ impl Reader<'_> {
         } else {
             head.method = found.method;
         }
+        head.params_other_type = found.params_other_type;
         if let Some(params) = found.params.take() {
             head.params = Some(params.span);
             head.session = params.session;

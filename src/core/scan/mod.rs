@@ -150,6 +150,9 @@ pub struct Head {
     pub method: Option<Text>,
     /// The whole `params` value, if it is an object; other types count as no params.
     pub params: Option<Span>,
+    /// Whether `params` is there but neither an object nor null: what such a call means is its
+    /// method's own affair, and none takes it but by mistake.
+    pub params_other_type: bool,
     /// `params.sessionId`, if it is a string.
     pub session: Option<Text>,
     /// Whether `params.sessionId` is there but no string (null included).

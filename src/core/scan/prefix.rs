@@ -161,6 +161,7 @@ pub(super) fn empty(kind: Kind) -> Head {
         method: None,
         params: None,
         session: None,
+        params_other_type: false,
         session_other_type: false,
         places: Places::default(),
         wait: false,

@@ -39,10 +39,13 @@ pub(super) const ACCESS: Section = Section {
         key(
             "deny_params",
             Kind::Names,
-            Absent::Means("`[\"cloud\", \"configDir\"]` with `multi-tenant`, else none"),
+            Absent::Means(
+                "`[\"cloud\", \"configDir\", \"enableSessionStore\", \"persistPlanSelection\", \
+                 \"pickerSettingsContext\"]` with `multi-tenant`, else none",
+            ),
             Reload::Live,
-            "Parameters that `session.create`, `session.resume` and `session.options.update` \
-             may not have: answered with -32014. `*` stands for any member, as in \
+            "Parameters that `session.create`, `session.resume`, `session.options.update` and \
+             `session.mode.set` may not have: answered with -32014. `*` stands for any member, as in \
              `\"mcpServers.*.command\"`, which denies programs on the server's host.",
         ),
     ],

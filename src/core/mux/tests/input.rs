@@ -562,3 +562,28 @@ fn nothing_is_started_for_a_connection_that_has_just_ended() {
         "a claim nobody would give back"
     );
 }
+
+#[test]
+fn a_call_about_a_session_takes_an_object() {
+    for params in [json!([{}]), json!([]), json!("x"), json!(true), json!(5)] {
+        let mut rig = Rig::manual();
+        for (id, method) in [
+            (1, "session.resume"),
+            (2, "session.create"),
+            (3, "session.send"),
+            (4, "session.mode.get"),
+            (5, "sessions.bulkDelete"),
+        ] {
+            rig.client(&request(id, method, params.clone()));
+            assert_eq!(rig.error(), (json!(id), -32602), "{method} {params}");
+        }
+        assert!(rig.locates.is_empty() && rig.connects.is_empty() && rig.serves.is_empty());
+        still_open(&mut rig);
+    }
+    // The last of two counts, as in the CLI.
+    let mut rig = Rig::manual();
+    rig.client(r#"{"jsonrpc":"2.0","id":1,"method":"session.resume","params":{},"params":[]}"#);
+    assert_eq!(rig.error(), (json!(1), -32602));
+    rig.client(r#"{"jsonrpc":"2.0","id":2,"method":"session.mode.get","params":[],"params":null}"#);
+    assert_eq!(rig.locates.len(), 1);
+}
