@@ -1,9 +1,12 @@
 //! Calls that are made once more: they were not executed, or it does no harm if they are twice.
 
+use std::collections::VecDeque;
+
 use super::{
     Context, Mux, Output,
     calls::{Call, Place},
     outbox::Outbox,
+    own::Errand,
     session::Held,
     upstream::SlotId,
 };
@@ -12,7 +15,7 @@ use crate::core::{
     id::SessionId,
     idmap::RequestId,
     replay::Effect,
-    reply::LostBy,
+    reply::{self, LostBy},
     route::Class,
 };
 
@@ -99,6 +102,62 @@ impl Mux {
                 backend,
             };
             self.closed(cx, Some(key), closed);
+        }
+    }
+
+    /// The backend has let go of the client before it closed the session, so nobody needs that opened
+    /// again. What the client has written since the detach is about it all the same.
+    pub(super) fn left_while_away(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        detach: &Call,
+        out: &mut Outbox,
+    ) {
+        let entry = &mut self.entries[key];
+        let session = entry.id.clone();
+        let (later, before) = std::mem::take(&mut entry.held)
+            .into_iter()
+            .partition(|held| {
+                let call = self.calls.get(&held.call);
+                call.is_some_and(|call| call.serial > detach.serial)
+            });
+        entry.held = before;
+        self.leave_with(cx, session, later, out);
+    }
+
+    /// As [`Mux::left_while_away`], when it was being opened: that was told to be left only after
+    /// the call of ours had gone out, which has its answer now.
+    pub(super) fn left_while_opening(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        slot: SlotId,
+        out: &mut Outbox,
+    ) {
+        let entry = &mut self.entries[key];
+        let session = entry.id.clone();
+        // Nobody knows any more which of these came before; those find it closed.
+        let held = std::mem::take(&mut entry.held);
+        if !held.iter().any(|held| held.purpose.attaches()) {
+            let params = reply::session_params(session.as_str());
+            let errand = Errand::Nobodys;
+            self.call_own(cx, usize::MAX, slot, errand, "session.detach", &params, out);
+        }
+        self.leave_with(cx, session, held, out);
+    }
+
+    fn leave_with(
+        &mut self,
+        cx: &Context<'_>,
+        session: SessionId,
+        later: VecDeque<Held>,
+        out: &mut Outbox,
+    ) {
+        self.held_bytes -= later.iter().map(|held| held.body.len()).sum::<usize>();
+        self.forsake(cx, session.as_str(), out);
+        if !later.is_empty() {
+            self.requeue(session, later.into());
         }
     }
 

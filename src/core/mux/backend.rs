@@ -554,7 +554,9 @@ impl Mux {
                 }
             }
             (Class::Detach, Some(_)) => {
-                if let Some(key) = self.key_at(call, slot) {
+                if let Some(key) = self.key_of(call).filter(|key| self.is_away(*key)) {
+                    self.left_while_away(cx, key, call, out);
+                } else if let Some(key) = self.key_at(call, slot) {
                     self.abort_orphan(cx, key, slot, out);
                     self.detached(cx, key);
                     self.settle_entry(key);

@@ -68,7 +68,8 @@ impl Mux {
                 entry.sends.is_empty()
                     || entry.gate.is_some()
                     || entry.awaits_attach()
-                    || self.awaits_turn(key),
+                    || self.awaits_turn(key)
+                    || self.is_quelling(key),
                 "{id}: sends wait for nothing"
             );
             assert!(

@@ -3,6 +3,7 @@
 use super::{
     Context, Mux,
     outbox::{Dest, Outbox},
+    session::Rest,
     turn::frame,
     upstream::{Phase, SlotId, Waiting},
 };
@@ -116,5 +117,24 @@ impl Mux {
             .iter()
             .position(|own| own.slot == slot && own.id == *id)?;
         Some(self.own.swap_remove(at))
+    }
+
+    /// Whether an abort of ours is not answered yet where the session is: a send that came to its
+    /// turn there before it would be dropped with what the abort is for.
+    pub(super) fn is_quelling(&self, key: usize) -> bool {
+        let here = |own: &Own| self.entries[key].slot == Some(own.slot);
+        self.own
+            .iter()
+            .any(|own| own.key == key && own.errand == Errand::Quell && here(own))
+    }
+
+    /// The backend at `slot` has taken note of our abort.
+    pub(super) fn quelled(&mut self, key: usize, slot: SlotId) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && entry.slot == Some(slot)
+            && entry.rest == Rest::Runs
+        {
+            entry.rest = Rest::Ends;
+        }
     }
 }

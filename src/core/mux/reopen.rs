@@ -13,8 +13,7 @@ use super::{
     outbox::Outbox,
     own::{Errand, Own, OwnAnswer},
     place::Question,
-    session::{Held, Rest},
-    upstream::SlotId,
+    session::{Entry, Held, Rest},
 };
 use crate::core::{
     event::{ClosedBy, Event, ReopenResult, TurnOutcome},
@@ -148,8 +147,10 @@ impl Mux {
             if turn_lost {
                 entry.rest = Rest::Runs;
             } else if entry.rest == Rest::Ends {
-                // Its end was to come over the connection that is gone.
-                entry.rest = Rest::Nothing;
+                // Its end was to come over the connection that is gone. If there was nothing to
+                // abort, none is on disk, and the next process goes on with what is pending there.
+                let ended = cause != Cause::Connection;
+                entry.rest = if ended { Rest::Nothing } else { Rest::Runs };
             }
             if let Some(turn) = &mut entry.turn {
                 turn.outlives(from);
@@ -385,7 +386,10 @@ impl Mux {
             Errand::OpenInFull => self.opened_in_full(cx, key, answer.succeeded, out),
             Errand::Halt => self.halted(cx, key, out),
             Errand::Leave => self.left(cx, key, out),
-            Errand::Quell => self.quelled(key, own.slot),
+            Errand::Quell => {
+                self.quelled(key, own.slot);
+                self.pass_next_send(cx, key, out);
+            }
             Errand::Resume
             | Errand::Create
             | Errand::Answer
@@ -394,6 +398,11 @@ impl Mux {
             | Errand::Repeat
             | Errand::Save(_)
             | Errand::Nobodys => {}
+        }
+        let left = |e: &Entry| e.kept.is_none() && e.reopening.is_some();
+        if own.reopens() && self.entries.get(key).is_some_and(left) {
+            self.left_while_opening(cx, key, own.slot, out);
+            return;
         }
         let Some(reopening) = self.entries.get_mut(key).and_then(|e| e.reopening.as_mut()) else {
             return;
@@ -507,16 +516,6 @@ impl Mux {
         let params = reply::session_params(entry.id.as_str());
         let errand = Errand::Quell;
         self.call_own(cx, key, slot, errand, "session.abort", &params, out);
-    }
-
-    /// The backend at `slot` has taken note of our abort.
-    fn quelled(&mut self, key: usize, slot: SlotId) {
-        if let Some(entry) = self.entries.get_mut(key)
-            && entry.slot == Some(slot)
-            && entry.rest == Rest::Runs
-        {
-            entry.rest = Rest::Ends;
-        }
     }
 
     /// It is open again: what waited goes on.
@@ -643,10 +642,13 @@ impl Mux {
     /// detach from.
     pub(super) fn is_nowhere(&self, session: &str) -> bool {
         let key = self.by_session.get(session);
-        key.is_none_or(|key| {
-            let reopening = self.entries[*key].reopening.as_ref();
-            reopening.is_some_and(|r| !r.is_here())
-        })
+        key.is_none_or(|key| self.is_away(*key))
+    }
+
+    /// Whether it waits to be opened again, and nothing is under way for that.
+    pub(super) fn is_away(&self, key: usize) -> bool {
+        let reopening = self.entries[key].reopening.as_ref();
+        reopening.is_some_and(|r| !r.is_here())
     }
 
     /// The client gives up a session that waits for its backend: nobody needs it opened again.

@@ -40,7 +40,8 @@ impl Mux {
             matches!(frame, Frame::Kept(_)) || self.may_hold(frame.body().len(), cx.settings);
         let entry = &self.entries[key];
         let behind = entry.gate.is_some() || !entry.sends.is_empty() || entry.awaits_attach();
-        let start = if behind && !self.overtakes(key, frame.body()) {
+        let quelling = self.is_quelling(key);
+        let start = if quelling || behind && !self.overtakes(key, frame.body()) {
             Start::Later
         } else {
             self.start_turn(cx, key, &call, frame.body())
@@ -183,6 +184,10 @@ impl Mux {
         if entry.gate.is_some() || entry.awaits_attach() || entry.sends.is_empty() {
             return;
         }
+        if self.is_quelling(key) {
+            return;
+        }
+        let entry = &mut self.entries[key];
         if entry.slot.is_none() {
             // Its backend was lost while a send was under way elsewhere.
             let sends = Vec::from(std::mem::take(&mut entry.sends));

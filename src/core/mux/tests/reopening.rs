@@ -627,3 +627,62 @@ fn a_client_that_leaves_while_opening_it_again_has_failed_does_not_wait_either()
     rig.pass(Duration::from_secs(60));
     rig.silent();
 }
+
+/// The backend closes the session in silence, says "not found" to one call, and then that the client
+/// has left.
+#[test]
+fn a_session_that_its_client_leaves_meanwhile_is_not_opened_again() {
+    for (calling, returns) in [(false, false), (false, true), (true, false), (true, true)] {
+        println!("calling: {calling}, returns: {returns}");
+        let mut rig = rig();
+        rig.open("s1", "a");
+        rig.shell = Shell::Manual;
+        rig.client(&read(1, "s1"));
+        rig.client(&request(2, "session.detach", json!({"sessionId": "s1"})));
+        if returns {
+            rig.client(&request(3, "session.resume", json!({"sessionId": "s1"})));
+        }
+        assert_eq!(rig.heard_ids("a"), [json!(1), json!(2)]);
+        rig.locates.clear();
+        rig.backend("a", &not_found(1, "session.getMessages", "s1"));
+        let question = rig.asked();
+        if calling {
+            rig.locate(&question, "a");
+        }
+        rig.backend("a", &result(2, json!({"success": true})));
+        rig.shell = Shell::Auto;
+        if calling {
+            assert_eq!(rig.said_one()["id"], json!(2));
+            grant(&mut rig, "a", "session.resume", json!({}));
+        } else {
+            assert!(!rig.mux.awaits(question.ticket), "nobody needs the answer");
+            rig.refuse_locate(&question);
+            let said = rig.said();
+            assert_eq!(said[0]["error"]["code"], json!(-32010), "{said:#?}");
+            assert_eq!(said[1]["id"], json!(2));
+        }
+        let heard = rig.heard("a");
+        let methods: Vec<_> = heard
+            .iter()
+            .map(|f| f["method"].as_str().unwrap())
+            .collect();
+        let expected: &[&str] = match (calling, returns) {
+            (false, false) => &[],
+            (false, true) => &["session.resume"],
+            (true, false) => &["session.detach", "session.getMessages"],
+            (true, true) => &["session.getMessages", "session.resume"],
+        };
+        assert_eq!(methods, expected);
+        if calling {
+            rig.backend("a", &not_found(1, "session.getMessages", "s1"));
+            assert_eq!(rig.error(), (json!(1), -32603));
+        }
+        if returns {
+            rig.backend("a", &result(3, json!({"sessionId": "s1"})));
+            assert_eq!(rig.said_one()["id"], json!(3));
+            rig.backend("a", &event("s1", "session.tools_updated", json!({})));
+            assert_eq!(rig.said().len(), 1);
+        }
+        assert_eq!(rig.claims.len(), usize::from(returns));
+    }
+}

@@ -260,3 +260,40 @@ fn a_send_cancelled_before_the_handshake_lets_the_next_one_out() {
     rig.greet("a");
     assert_eq!(rig.heard_ids("a"), ids(&[2]));
 }
+
+/// Calls of one session are taken up side by side in the backend, and an abort drops what is queued.
+#[test]
+fn no_send_leaves_before_an_abort_of_ours_is_answered() {
+    for silent in [false, true] {
+        let mut rig = Rig::new();
+        rig.settings.turn_stall = Some(Duration::from_secs(60));
+        rig.settings.ends_stalled = true;
+        rig.open("s1", "a");
+        rig.open("s2", "a");
+        rig.backend("a", &user_message("s1", 9));
+        rig.pass(Duration::from_secs(180));
+        let heard = rig.heard("a");
+        assert_eq!(heard[0]["method"], json!("session.abort"));
+        rig.said();
+        for n in 1..=2 {
+            rig.send(n, "s1");
+        }
+        // What is queued behind the turn begins before the abort is there: it falls under it, too.
+        rig.backend("a", &user_message("s1", 8));
+        rig.send(3, "s2");
+        assert_eq!(rig.heard_ids("a"), ids(&[3]), "silent: {silent}");
+        if silent {
+            rig.step(&[], |mux, cx, out| {
+                mux.handle_backend_silent(cx, &"a".into(), out);
+                0
+            });
+            rig.backend("a", &event("s2", "session.tools_updated", json!({})));
+            assert_eq!(rig.heard_ids("a"), ids(&[]));
+        }
+        let abort = heard[0]["id"].clone();
+        rig.backend("a", &result(abort, json!({"success": true})));
+        assert_eq!(rig.heard_ids("a"), ids(&[1]));
+        rig.backend("a", &ack(1));
+        assert_eq!(rig.heard_ids("a"), ids(&[2]));
+    }
+}

@@ -103,7 +103,7 @@ fn a_send_that_is_dropped_by_our_abort_is_answered_so() {
     rig.backend("b", &result(2, json!({"success": false})));
     let heard = rig.heard("b");
     assert_eq!(heard[0]["method"], json!("session.abort"));
-    assert_eq!(heard[1]["id"], json!(4), "behind the abort");
+    assert_eq!(heard.len(), 1, "4 might come to its turn before the abort");
     let said = rig.said();
     assert_eq!(kinds(&said[..2]), ["session.error", "session.idle"]);
     let answered = said[2..].iter().find(|f| f["id"] == json!(3)).unwrap();
@@ -114,6 +114,7 @@ fn a_send_that_is_dropped_by_our_abort_is_answered_so() {
         "b",
         &result(heard[0]["id"].clone(), json!({"success": true})),
     );
+    assert_eq!(rig.heard_ids("b"), [json!(4)]);
     rig.backend("b", &event("s1", "session.idle", json!({"aborted": true})));
     rig.silent();
     rig.backend("b", &result(4, json!({"messageId": "m4"})));

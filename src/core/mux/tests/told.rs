@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     moves::freeze,
-    reopening::{self, grant, own_call},
-    rig::{Rig, event, request, result},
+    reopening::{self, grant, read},
+    rig::{Rig, event, not_found, request, result},
 };
 
 const HANDLE: &str = "session.tools.handlePendingToolCall";
@@ -114,12 +114,12 @@ fn told(rig: &mut Rig, way: Way) -> &'static str {
         Way::Stalled => {
             rig.said();
             rig.pass(Duration::from_secs(180));
-            assert_eq!(own_call(rig, "a")["method"], json!("session.abort"));
+            grant(rig, "a", "session.abort", json!({"success": true}));
         }
         Way::Drained => {
             rig.said();
             freeze(rig, "s1", "a", true);
-            assert_eq!(own_call(rig, "a")["method"], json!("session.abort"));
+            grant(rig, "a", "session.abort", json!({"success": true}));
             rig.step(&[], |mux, cx, out| {
                 mux.handle_thaw(cx, "s1", out);
                 0
@@ -182,5 +182,58 @@ fn the_end_of_a_turn_that_was_told_as_over_is_not_told_again() {
         let aborted = json!({"aborted": true});
         rig.backend(at, &event("s1", "session.idle", aborted));
         assert_eq!(types(&mut rig), ["user.message", "session.idle"]);
+    }
+}
+
+/// What is heard between the abort and the loss of the backend that was asked for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Heard {
+    /// It may have had nothing to abort, so that nothing of it is on disk.
+    Nothing,
+    End,
+    /// The next turn, whole.
+    Turn,
+    /// It closes the session first, which ends everything on disk.
+    Closed,
+}
+
+#[test]
+fn a_turn_that_was_told_as_over_is_aborted_until_its_end_is_heard() {
+    for heard in [Heard::Nothing, Heard::End, Heard::Turn, Heard::Closed] {
+        println!("{heard:?}");
+        let mut rig = reopening::rig();
+        rig.open("s1", "a");
+        let data = json!({"messageId": "m1"});
+        rig.backend("a", &event("s1", "user.message", data));
+        told(&mut rig, Way::Lost);
+        match heard {
+            Heard::Nothing | Heard::Closed => {}
+            Heard::End => end(&mut rig, "b"),
+            Heard::Turn => {
+                let data = json!({"messageId": "m2"});
+                rig.backend("b", &event("s1", "user.message", data));
+                rig.backend("b", &event("s1", "session.idle", json!({})));
+            }
+        }
+        rig.said();
+        rig.homes.insert("s1".into(), "c".into());
+        if heard == Heard::Closed {
+            rig.client(&read(2, "s1"));
+            rig.backend("b", &not_found(2, "session.getMessages", "s1"));
+        } else {
+            rig.lose("b");
+        }
+        // The next process goes on with what is pending on disk.
+        let params = grant(&mut rig, "c", "session.resume", json!({}));
+        assert_eq!(params["continuePendingWork"], json!(true));
+        if heard == Heard::Nothing {
+            grant(&mut rig, "c", "session.abort", json!({"success": true}));
+            end(&mut rig, "c");
+        }
+        rig.said();
+        rig.client(&read(3, "s1"));
+        let heard = rig.heard_ids("c");
+        assert_eq!(heard.last(), Some(&json!(3)));
+        assert!(heard.iter().all(Value::is_number), "{heard:?}");
     }
 }
