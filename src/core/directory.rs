@@ -481,10 +481,10 @@ impl Directory {
             if left != *backend {
                 self.left.push_back((at, session, left));
             } else if now.saturating_duration_since(at) < LEFT_WITHIN
-                && !self
-                    .sessions
-                    .get(&session)
-                    .is_some_and(|r| r.owner.is_some() || r.is_deleted(now))
+                && !self.sessions.get(&session).is_some_and(|r| {
+                    // Wherever it may be open by now, it was opened there after it was left here.
+                    r.owner.is_some() || r.maybe_open_at.is_some() || r.is_deleted(now)
+                })
             {
                 self.entry(now, &session).maybe_open_at = Some(left);
                 self.touch(&session);

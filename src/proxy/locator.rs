@@ -64,7 +64,7 @@ pub(super) fn locate(
     connection: ConnectionId,
     question: &Locate,
 ) -> Locating {
-    let sight = Sight::new(rules, question.principal.as_ref());
+    let sight = Sight::new(shared, rules, question.principal.as_ref());
     for session in &question.also {
         if let Err(denial) = sight.of(shared, session.as_str()) {
             return Locating::Done(Err(sight::denied(session, denial)));

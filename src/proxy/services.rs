@@ -49,7 +49,7 @@ pub(super) fn serve(
     }
     let shared = shared.clone();
     let rules = rules.clone();
-    let sight = Sight::new(&rules, call.principal.as_ref());
+    let sight = Sight::new(&shared, &rules, call.principal.as_ref());
     Box::pin(async move {
         let snapshot = shared.pool.snapshot();
         let params: Option<Box<RawValue>> = call

@@ -18,6 +18,9 @@ use crate::core::{
 pub(super) struct Sight {
     rules: Arc<Rules>,
     principal: Option<Arc<Principal>>,
+    /// Sessions of which nobody knows whose they are may be taken here. Not in a process whose
+    /// successor decides: that one may know, and does not tell all that it learns.
+    adopts: bool,
 }
 
 /// Whether anybody has seen anything of the session.
@@ -30,10 +33,15 @@ pub(super) fn exists(known: &Known) -> bool {
 }
 
 impl Sight {
-    pub(super) fn new(rules: &Arc<Rules>, principal: Option<&Arc<Principal>>) -> Self {
+    pub(super) fn new(
+        shared: &Shared,
+        rules: &Arc<Rules>,
+        principal: Option<&Arc<Principal>>,
+    ) -> Self {
         Self {
             rules: rules.clone(),
             principal: principal.cloned(),
+            adopts: principal.is_none() || !shared.store.follows(),
         }
     }
 
@@ -64,10 +72,12 @@ impl Sight {
         exists: bool,
     ) -> Result<Relation, Denial> {
         let principal = self.principal.as_deref();
-        self.rules
-            .mux
-            .access
-            .judge(principal, session, person, exists)
+        let access = &self.rules.mux.access;
+        let relation = access.judge(principal, session, person, exists)?;
+        if relation == Relation::Adopter && !self.adopts {
+            return Err(Denial::Unowned);
+        }
+        Ok(relation)
     }
 
     /// What can be said of a session before anybody was asked about it: none = that depends on

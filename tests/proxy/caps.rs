@@ -120,11 +120,13 @@ async fn turns_of_a_user_are_counted_and_given_back() {
             .await
             .unwrap();
         one.heard(&event("a", "session.idle")).await;
+        let usage = format!("taxiway_limit_usage{{limit=\"{limit}\"}}");
+        rig.admin().metric_is(&usage, 0.0).await;
         two.turn("b", "now").await;
+        rig.admin().metric_is(&usage, 0.0).await;
         two.turn("b", "again").await;
         drop((one, two));
         nothing_is_left(&rig).await;
-        let usage = format!("taxiway_limit_usage{{limit=\"{limit}\"}}");
         rig.admin().metric_is(&usage, 0.0).await;
     })
     .await;

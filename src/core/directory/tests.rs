@@ -50,6 +50,28 @@ fn history_outlives_the_owner_and_deletion_outlives_late_news() {
 }
 
 #[test]
+fn where_a_session_was_left_last_counts() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    for backend in [1, 2] {
+        d.claim(now, &s(1), &b(backend), ConnectionId(1));
+        if backend == 2 {
+            d.backend_silent(now, &b(2));
+        }
+        d.release(now, "s1", ConnectionId(1));
+    }
+    assert_eq!(d.known(now, "s1").maybe_open_at, Some(b(2)));
+    d.backend_silent(now, &b(1));
+    assert_eq!(
+        d.known(now, "s1").maybe_open_at,
+        Some(b(2)),
+        "it has left b1 before"
+    );
+    d.backend_released(now, &b(2));
+    assert_eq!(d.moved_from(&b(2)), [s(1)]);
+}
+
+#[test]
 fn who_leaves_a_silent_backend_may_be_open_there_still() {
     let mut now = Instant::now();
     let mut d = Directory::new(Mode::SharedStorage, 100);

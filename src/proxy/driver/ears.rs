@@ -49,7 +49,7 @@ pub(super) struct Ears {
 
 impl Driver {
     fn sight(&self) -> Sight {
-        Sight::new(&self.rules, self.mux.principal())
+        Sight::new(&self.shared, &self.rules, self.mux.principal())
     }
 
     // News.
