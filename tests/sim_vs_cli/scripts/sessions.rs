@@ -320,6 +320,12 @@ pub(crate) async fn two_connections(subject: &Subject, model: SocketAddr) -> Lin
     let mut lines = Vec::new();
     open(&mut one, model, "two-1", json!({})).await;
     lines.push("a watcher hears".to_owned());
+    // Another connection than the one that was answered: it may hear of it later.
+    two.until("the new session's lifecycle", |wire| {
+        lifecycle(&wire.since(0)).len() >= 3
+    })
+    .await;
+    two.quiet().await;
     lines.extend(lifecycle(&two.since(0)));
     lines.extend(events(&two.since(0)));
     let mark = two.mark();
