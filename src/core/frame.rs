@@ -17,9 +17,9 @@ use memchr::memmem;
 mod tests;
 
 /// The header block every reader accepts: exactly this spelling, then digits, then a blank line.
-const PLAIN: &[u8] = b"Content-Length: ";
+const PLAIN: &[u8; 16] = b"Content-Length: ";
 /// What ends a header block.
-const BLANK: &[u8] = b"\r\n\r\n";
+const BLANK: &[u8; 4] = b"\r\n\r\n";
 /// Name of the only header that matters; compared without ASCII case.
 const NAME: &[u8] = b"content-length";
 /// Longest excerpt of a bad value that an error repeats, in characters.
@@ -133,6 +133,26 @@ impl Cutter {
         self.limits = limits;
     }
 
+    /// Whether nothing is known yet of what comes next.
+    pub fn is_between_frames(&self) -> bool {
+        matches!(self.state, State::Header { searched: 0 })
+    }
+
+    /// The frame at the start of `buf`, if it is there as a whole, within the limits, and its header
+    /// is spelled as [`write_header`] spells it: where its body begins and ends. For runs of such
+    /// frames, [between frames](Self::is_between_frames): None says nothing, [`cut`](Self::cut) it.
+    #[inline]
+    pub fn plain(&self, buf: &[u8]) -> Option<(usize, usize)> {
+        let (header, length) = plain_header(buf)?;
+        let zero = buf[PLAIN.len()] == b'0' && header > PLAIN.len() + 1 + BLANK.len();
+        let body = usize::try_from(length).ok()?;
+        if zero || header > self.limits.header || body > self.limits.frame {
+            return None;
+        }
+        let total = header.checked_add(body)?;
+        (total <= buf.len()).then_some((header, total))
+    }
+
     /// Looks for one frame at the start of `buf`, the first byte not yet consumed.
     ///
     /// After [`Cut::Frame`] the caller drops `body.end` bytes and calls again; after
@@ -205,8 +225,13 @@ impl Cutter {
 }
 
 /// The fast path: exactly `Content-Length: N` and a blank line, as all SDKs and the CLI send it.
+#[inline]
 fn plain_header(buf: &[u8]) -> Option<(usize, u64)> {
-    let rest = buf.strip_prefix(PLAIN)?;
+    // Arrays of known length: the comparison is a few instructions, and no call.
+    let (start, rest) = buf.split_first_chunk()?;
+    if start != PLAIN {
+        return None;
+    }
     let mut length = 0u64;
     let mut digits = 0;
     // 19 digits cannot overflow 64 bits.
@@ -214,7 +239,7 @@ fn plain_header(buf: &[u8]) -> Option<(usize, u64)> {
         length = length * 10 + u64::from(digit - b'0');
         digits += 1;
     }
-    (digits > 0 && rest[digits..].starts_with(BLANK))
+    (digits > 0 && rest[digits..].first_chunk() == Some(BLANK))
         .then(|| (PLAIN.len() + digits + BLANK.len(), length))
 }
 

@@ -66,7 +66,11 @@ impl Mux {
         if self.upstreams.get(slot).is_some_and(|u| u.silent) {
             self.speaks(cx, slot, out);
         }
-        while let Some(upstream) = self.upstreams.get_mut(slot) {
+        loop {
+            done = self.pass_run(cx.now, slot, input, done, out);
+            let Some(upstream) = self.upstreams.get_mut(slot) else {
+                break;
+            };
             match upstream.cutter.cut(&input[done..]) {
                 Ok(Cut::Frame { header, body }) => {
                     let (header, body) = (
@@ -101,21 +105,6 @@ impl Mux {
     ) {
         let size = body.end - header.start;
         let text = &input[body.clone()];
-        if let Some((key, kind)) = self.next_of_run(slot, text) {
-            self.note_event(cx, key, kind, text, out);
-            let frame = Frame::Here {
-                input,
-                header,
-                body,
-            };
-            if !self.keeps_idle(key, kind, text) {
-                self.pass_to_client(frame, out);
-            }
-            self.tally
-                .add(Direction::BackendToClient, FrameKind::Notification, size);
-            self.close_if_quiet();
-            return;
-        }
         let Ok(head) = scan::scan_backend(text) else {
             // Our own requests are valid, so an `id:null` error is about nothing that a client
             // sent: it is swallowed (two SDKs die of it, PROTOCOL §1).
@@ -168,17 +157,6 @@ impl Mux {
         };
         self.tally.add(Direction::BackendToClient, kind, size);
         self.close_if_quiet();
-    }
-
-    /// The session and type of an event that is one more of the session that this backend spoke of
-    /// last: nearly all frames there are, so they are read no further than that.
-    fn next_of_run<'a>(&self, slot: SlotId, body: &'a [u8]) -> Option<(usize, &'a [u8])> {
-        let upstream = self.upstreams.get(slot)?;
-        let entry = self.entries.get(upstream.recent)?;
-        let kind = scan::event_of(body, entry.id.as_str())?;
-        let here = upstream.phase == Phase::Ready && entry.here_at() == Some(slot);
-        let here = here && entry.reopening.is_none() && entry.rest == Rest::Nothing;
-        here.then_some((upstream.recent, kind))
     }
 
     fn pass_to_client(&mut self, frame: Frame<'_>, out: &mut Outbox) {

@@ -31,6 +31,7 @@ mod parking;
 mod patience;
 mod place;
 mod reopen;
+mod run;
 mod session;
 mod sight;
 mod stall;

@@ -267,8 +267,18 @@ pub struct Tally {
 
 impl Tally {
     pub(super) fn add(&mut self, direction: Direction, kind: FrameKind, bytes: usize) {
+        self.add_many(direction, kind, 1, bytes);
+    }
+
+    pub(super) fn add_many(
+        &mut self,
+        direction: Direction,
+        kind: FrameKind,
+        frames: u64,
+        bytes: usize,
+    ) {
         let d = usize::from(direction == Direction::BackendToClient);
-        self.frames[d][Self::column(kind)] += 1;
+        self.frames[d][Self::column(kind)] += frames;
         self.bytes[d] += bytes as u64;
     }
 

@@ -25,6 +25,43 @@ use crate::core::{
     scan::{self, Head},
 };
 
+/// What an event tells of its turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tells {
+    /// Nothing but that it goes on: by far the most.
+    Nothing,
+    /// A message is in the history.
+    Message,
+    /// The model is asked.
+    Started,
+    /// A message has been queued, or taken from the queue.
+    Pending,
+    Failure,
+    Idle,
+    Abort,
+    /// It waits for the client.
+    Question,
+    Answer,
+}
+
+impl Tells {
+    /// By the event's type.
+    #[inline]
+    pub(super) fn by(kind: &[u8]) -> Self {
+        match kind {
+            b"user.message" => Self::Message,
+            b"assistant.turn_start" => Self::Started,
+            b"pending_messages.modified" => Self::Pending,
+            b"session.error" => Self::Failure,
+            b"session.idle" => Self::Idle,
+            b"abort" => Self::Abort,
+            b"external_tool.requested" | b"permission.requested" => Self::Question,
+            b"external_tool.completed" | b"permission.completed" => Self::Answer,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 impl Mux {
     /// Forwards a send, or holds it behind the one before it.
     pub(super) fn pass_send(
@@ -235,30 +272,31 @@ impl Mux {
         body: &[u8],
         out: &mut Outbox,
     ) {
-        match kind {
+        let tells = Tells::by(kind);
+        match tells {
             // It goes on where its abort has not come yet; the client was told that it is over.
-            b"assistant.turn_start" if self.entries[key].rest == Rest::Runs => {}
-            b"user.message" | b"assistant.turn_start" => {
+            Tells::Started if self.entries[key].rest == Rest::Runs => {}
+            Tells::Message | Tells::Started => {
                 self.entries[key].rest = Rest::Nothing;
                 self.confirm_turn(cx, key);
                 self.count_event(cx.now, key, body.len());
-                if kind == b"user.message" {
+                if tells == Tells::Message {
                     self.learn_history(key);
                     self.note_shown(cx.now, key, body);
                     self.steer(cx, key, out);
                 }
             }
-            b"pending_messages.modified" => {
+            Tells::Pending => {
                 self.count_event(cx.now, key, body.len());
                 self.steer(cx, key, out);
             }
-            b"session.error" => {
+            Tells::Failure => {
                 if let Some(turn) = &mut self.entries[key].turn {
                     turn.failed = true;
                 }
                 self.count_event(cx.now, key, body.len());
             }
-            b"session.idle" => {
+            Tells::Idle => {
                 self.count_event(cx.now, key, body.len());
                 self.entries[key].rest = Rest::Nothing;
                 self.tell_missing(cx, key, out);
@@ -279,11 +317,11 @@ impl Mux {
                 }
                 self.idle_in_between(cx, key, out);
             }
-            b"abort" => {
+            Tells::Abort => {
                 self.count_event(cx.now, key, body.len());
                 self.halted(cx, key, out);
             }
-            b"external_tool.requested" | b"permission.requested" => {
+            Tells::Question => {
                 self.count_event(cx.now, key, body.len());
                 let asked = &mut self.entries[key].asked;
                 if let Some(id) = request_id(body).filter(|_| asked.len() < MAX_UNSEEN) {
@@ -294,20 +332,25 @@ impl Mux {
                     self.save(cx, key, None, out);
                 }
             }
-            b"external_tool.completed" | b"permission.completed" => {
+            Tells::Answer => {
                 self.count_event(cx.now, key, body.len());
                 if let Some(id) = request_id(body) {
                     self.entries[key].asked.retain(|asked| asked.id != id);
                 }
             }
-            _ => self.count_event(cx.now, key, body.len()),
+            Tells::Nothing => self.count_event(cx.now, key, body.len()),
         }
     }
 
     fn count_event(&mut self, now: Instant, key: usize, bytes: usize) {
+        self.count_events(now, key, 1, bytes);
+    }
+
+    /// So many events of the running turn, with bodies of so many bytes.
+    pub(super) fn count_events(&mut self, now: Instant, key: usize, events: u64, bytes: usize) {
         if let Some(turn) = &mut self.entries[key].turn {
             turn.first_event.get_or_insert(now);
-            turn.events += 1;
+            turn.events += events;
             turn.bytes += bytes as u64;
         }
     }

@@ -231,10 +231,30 @@ pub fn scan_backend(body: &[u8]) -> Result<Head, Reject> {
     }
 }
 
+/// A session's id that reads as it is written, so that it can be looked for in a body.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<'a>(&'a [u8]);
+
+impl<'a> Plain<'a> {
+    /// None if it has to be escaped.
+    pub fn new(session: &'a str) -> Option<Self> {
+        let odd = |b: &u8| !matches!(b, b' '..=b'~') || matches!(b, b'"' | b'\\');
+        (!session.as_bytes().iter().any(odd)).then_some(Self(session.as_bytes()))
+    }
+}
+
 /// The type of the event in a backend's frame, if it is one of `session`: shorter still than
-/// [`scan_backend`], for runs of events of one session. None says nothing: scan it.
-pub fn event_of<'a>(body: &'a [u8], session: &str) -> Option<&'a [u8]> {
-    prefix::event_of(body, session)
+/// [`scan_backend`], for runs of events. None says nothing: scan it.
+#[inline]
+pub fn event_of<'a>(body: &'a [u8], session: Plain<'_>) -> Option<&'a [u8]> {
+    prefix::event_of(body, session.0)
+}
+
+/// What stands as the session of the event in a backend's frame, to be looked for among sessions
+/// whose id is [`Plain`]. None says nothing: scan it.
+#[inline]
+pub fn event_session(body: &[u8]) -> Option<&str> {
+    prefix::event_session(body).and_then(|text| std::str::from_utf8(text).ok())
 }
 
 /// [`scan_backend`] without its short cuts: the reference that they are compared with.
