@@ -36,6 +36,7 @@ mod session;
 mod sight;
 mod stall;
 mod takeover;
+mod tells;
 mod turn;
 mod upstream;
 

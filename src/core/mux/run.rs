@@ -11,7 +11,7 @@ use super::{
     Mux,
     outbox::{Dest, Outbox},
     session::{Entry, Rest},
-    turn::Tells,
+    tells::Tells,
     upstream::{Phase, SlotId, Upstream},
 };
 use crate::core::{

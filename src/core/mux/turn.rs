@@ -1,9 +1,6 @@
 //! Turns and the order of sends: what drives them and what ends them.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     Context, Mux, Output,
@@ -13,6 +10,7 @@ use super::{
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
     session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT, Turn},
+    tells::{Tells, event_mark, message_id, request_id},
     upstream::Phase,
 };
 use crate::core::{
@@ -24,43 +22,6 @@ use crate::core::{
     route::{Class, SendKind},
     scan::{self, Head},
 };
-
-/// What an event tells of its turn.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Tells {
-    /// Nothing but that it goes on: by far the most.
-    Nothing,
-    /// A message is in the history.
-    Message,
-    /// The model is asked.
-    Started,
-    /// A message has been queued, or taken from the queue.
-    Pending,
-    Failure,
-    Idle,
-    Abort,
-    /// It waits for the client.
-    Question,
-    Answer,
-}
-
-impl Tells {
-    /// By the event's type.
-    #[inline]
-    pub(super) fn by(kind: &[u8]) -> Self {
-        match kind {
-            b"user.message" => Self::Message,
-            b"assistant.turn_start" => Self::Started,
-            b"pending_messages.modified" => Self::Pending,
-            b"session.error" => Self::Failure,
-            b"session.idle" => Self::Idle,
-            b"abort" => Self::Abort,
-            b"external_tool.requested" | b"permission.requested" => Self::Question,
-            b"external_tool.completed" | b"permission.completed" => Self::Answer,
-            _ => Self::Nothing,
-        }
-    }
-}
 
 impl Mux {
     /// Forwards a send, or holds it behind the one before it.
@@ -577,31 +538,6 @@ impl Mux {
 
 /// A message that was shown is on disk some 150 ms later, and may be lost with its process before.
 const ON_DISK: Duration = Duration::from_millis(300);
-
-/// `"messageId":"…"` of a `user.message` event: off the hot path, once per prompt.
-fn message_id(body: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let id = value.pointer("/params/event/data/messageId")?.as_str()?;
-    Some(id.to_owned())
-}
-
-/// `requestId` of an event by which a turn asks the client, or hears that it was answered.
-fn request_id(body: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let id = value.pointer("/params/event/data/requestId")?.as_str()?;
-    Some(id.to_owned())
-}
-
-/// What stands for the event of this body, whoever hears it: once per turn.
-fn event_mark(body: &[u8]) -> Option<u64> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let mut hasher = DefaultHasher::new();
-    value
-        .pointer("/params/event/id")?
-        .as_str()?
-        .hash(&mut hasher);
-    Some(hasher.finish())
-}
 
 /// For events of our own.
 fn stamp(cx: &Context<'_>, seed: u128) -> Stamp<'static> {
