@@ -206,9 +206,10 @@ impl Driver {
     fn poll_rounds(&mut self, task: &mut Task<'_>) -> Poll<()> {
         let snapshot = self.shared.pool.snapshot();
         self.follow_rules();
+        // The rounds of one turn at the processor are as good as one moment.
+        let now = Instant::now();
+        self.wall = SystemTime::now();
         for _ in 0..ROUNDS {
-            let now = Instant::now();
-            self.wall = SystemTime::now();
             let mut progress = self.poll_writes(now, &snapshot, task);
             if let Some((_, since)) = self.closing {
                 let late = now.saturating_duration_since(since) >= LINGER;

@@ -15,9 +15,9 @@ impl Driver {
         snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
     ) -> bool {
-        if !self.arm(now, task) {
+        let Some(now) = self.arm(now, task) else {
             return false;
-        }
+        };
         self.armed = None;
         let stall = self.rules.write_stall;
         let stalled = |out: &OutBuf| out.stalled_since().is_some_and(|at| now >= at + stall);
@@ -73,8 +73,8 @@ impl Driver {
         true
     }
 
-    /// Sets the timer to the next deadline; true if one is due.
-    fn arm(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
+    /// Sets the timer to the next deadline; if one is due, what time it is.
+    fn arm(&mut self, now: Instant, task: &mut Task<'_>) -> Option<Instant> {
         let stall = self.rules.write_stall;
         let stalls = std::iter::once(&self.client_out)
             .chain(self.upstreams.iter().flatten().map(|u| &u.output))
@@ -93,14 +93,26 @@ impl Driver {
             .into_iter()
             .chain(stalls)
             .chain(partial);
-        let Some(next) = next.min() else { return false };
+        let next = next.min()?;
         if next <= now {
-            return true;
+            return Some(now);
         }
-        if self.armed != Some(next) {
-            self.armed = Some(next);
-            self.sleep.as_mut().reset(next.into());
+        // A deadline that has moved away, as most do, leaves the timer as it is: setting it takes a
+        // lock that all threads share.
+        if self.armed.is_none_or(|at| next < at) {
+            self.arm_at(next);
         }
-        self.sleep.as_mut().poll(task).is_ready()
+        if self.sleep.as_mut().poll(task).is_pending() {
+            return None;
+        }
+        self.arm_at(next);
+        // The timer knows better than this turn's moment.
+        let is_due = self.sleep.as_mut().poll(task).is_ready();
+        is_due.then_some(next)
+    }
+
+    fn arm_at(&mut self, at: Instant) {
+        self.armed = Some(at);
+        self.sleep.as_mut().reset(at.into());
     }
 }
