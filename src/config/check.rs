@@ -22,12 +22,14 @@ mod access;
 mod failover;
 mod fair;
 mod identity;
+mod pattern;
 mod pool;
 mod secret;
 mod store;
 mod tls;
 mod tokens;
 mod upgrade;
+mod weak;
 
 pub(super) use pool::default_state_dir;
 pub(super) use upgrade::usual_socket;
@@ -75,6 +77,7 @@ pub(super) fn check(
     check.giving_up(&config);
     check.nobody_counts(&config);
     check.pool(&config);
+    check.weak(&config);
     config.secret_variables = check.secret_variables;
     config
 }

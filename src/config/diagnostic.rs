@@ -258,6 +258,12 @@ impl Report {
         self.push(Finding::new(Severity::Warning, Some(span.clone()), message))
     }
 
+    /// Whether the configuration is refused.
+    pub(super) fn has_errors(&self) -> bool {
+        let mut findings = self.findings.iter();
+        findings.any(|finding| finding.severity == Severity::Error)
+    }
+
     /// Hides `span` in every excerpt.
     pub(super) fn mask(&mut self, span: &Range<usize>) {
         self.masks.push(span.clone());

@@ -18,6 +18,7 @@ mod identity;
 mod reload;
 mod store;
 mod tls;
+mod weak;
 mod wrong;
 
 const MINIMAL: &str = "[[backends]]\nname = \"a\"\naddress = \"127.0.0.1:5001\"\n";
@@ -588,7 +589,14 @@ fn every_example_passes() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "toml") {
                 let text = std::fs::read_to_string(&path).unwrap();
-                parse(&text, &path, &environment).unwrap_or_else(|failure| panic!("{failure}"));
+                let loaded =
+                    parse(&text, &path, &environment).unwrap_or_else(|failure| panic!("{failure}"));
+                // The one of the container says what else keeps strangers away.
+                let told = loaded.warnings.iter().map(Diagnostic::summary);
+                let told: Vec<_> = told
+                    .filter(|line| !line.contains("listener.address: whoever reaches"))
+                    .collect();
+                assert_eq!(told, [""; 0]);
                 count += 1;
             }
         }

@@ -38,6 +38,14 @@ const MAX_NAME: usize = 256;
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
+    /// Whether it is that of a token that is none: nothing at all, or the end of an empty line, which
+    /// is what comes of `echo "$TOKEN" | sha256sum` without a `TOKEN`.
+    pub fn is_of_nothing(&self) -> bool {
+        ["", "\n", "\r\n"]
+            .iter()
+            .any(|text| *self == Self::of(text))
+    }
+
     /// Of this text.
     pub fn of(text: &str) -> Self {
         Self(Sha256::digest(text.as_bytes()).into())

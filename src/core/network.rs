@@ -41,6 +41,13 @@ impl Networks {
         self.0.iter().any(|network| network.contains(&address))
     }
 
+    /// Whether every address of IPv4, or of IPv6, is in them.
+    pub fn is_everywhere(&self) -> bool {
+        IpNet::aggregate(&self.0)
+            .iter()
+            .any(|network| network.prefix_len() == 0)
+    }
+
     /// As they are written.
     pub fn texts(&self) -> Vec<String> {
         self.0.iter().map(ToString::to_string).collect()
@@ -78,6 +85,21 @@ mod tests {
         }
         assert_eq!(networks.texts()[3], "10.1.2.0/30");
         assert!(!Networks::default().contains(IpAddr::from([127, 0, 0, 1])));
+    }
+
+    #[test]
+    fn what_is_everywhere_is_known_in_parts_too() {
+        for (texts, everywhere) in [
+            (&["0.0.0.0/0"][..], true),
+            (&["10.0.0.0/8", "::/0"], true),
+            (&["0.0.0.0/1", "128.0.0.0/1"], true),
+            (&["0.0.0.0/1", "::/1"], false),
+            (&["0.0.0.0"], false),
+            (&[], false),
+        ] {
+            let networks = Networks::parse(texts.iter().copied()).unwrap();
+            assert_eq!(networks.is_everywhere(), everywhere, "{texts:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
 
 /// What makes a session that is not in the pool, or in another home than all others; what shows it
 /// the sessions of others; what writes the server's settings, or files wherever the caller says.
-const TENANTS_PARAMS: [&str; 5] = [
+pub(super) const TENANTS_PARAMS: [&str; 5] = [
     "cloud",
     "configDir",
     "enableSessionStore",

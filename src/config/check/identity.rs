@@ -160,7 +160,16 @@ impl Check<'_> {
             }
         }
         let hashes = table.words_or_none("token_sha256").unwrap_or_default();
-        tokens.extend(hashes.iter().filter_map(|hash| Fingerprint::parse(hash)));
+        let hashes = hashes.iter().filter_map(|hash| Fingerprint::parse(hash));
+        let (empty, hashes): (Vec<_>, Vec<_>) = hashes.partition(Fingerprint::is_of_nothing);
+        if let (false, Some(span)) = (empty.is_empty(), table.sound("token_sha256")) {
+            let name = table.full_name("token_sha256");
+            self.report
+                .error(span, format!("{name}: the hash is that of an empty token"))
+                .label("whoever sends nothing would be this principal")
+                .help("`taxiway token NAME` makes a token and prints its hash");
+        }
+        tokens.extend(hashes);
         tokens
     }
 

@@ -87,6 +87,9 @@ fn parse_line(line: usize, text: &str) -> Result<Option<Listed>, String> {
         .ok_or("the hash of a token is missing behind the name")?;
     let token = Fingerprint::parse(token)
         .ok_or("the second word is no SHA-256 hash: 64 hexadecimal digits")?;
+    if token.is_of_nothing() {
+        return Err("the hash is that of an empty token".to_owned());
+    }
     let mut optional = || fields.next().filter(|word| *word != "-");
     let realm = optional().unwrap_or(name);
     if !is_principal(realm) {
@@ -155,6 +158,8 @@ mod tests {
             ("ann".to_owned(), "hash of a token is missing"),
             ("ann s3cret-in-clear".to_owned(), "no SHA-256 hash"),
             (format!("s3cret/in clear {good}"), "no name"),
+            (format!("ann {}", hash("")), "of an empty token"),
+            (format!("ann {}", hash("\n")), "of an empty token"),
             (format!("ann {good} /x"), "no realm"),
             (format!("ann {good} x root"), "no role"),
             (format!("ann {good} x user a,,b"), "no list of groups"),

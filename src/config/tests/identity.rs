@@ -376,7 +376,7 @@ fn what_is_risky_is_warned_of() {
         (format!("[identity]\nadopt_by = \"ann\"\n{ann}"), none),
         (
             "[identity]\nadopt_by = \"sso/root\"\n[[identity.jwt]]\nname = \"sso\"\nissuer = \"i\"\n\
-             audience = \"a\"\nkey_file = \"key.pem\"\n"
+             audience = \"a\"\nkey_file = \"key.pem\"\nrole = \"service\"\n"
                 .to_owned(),
             none,
         ),
