@@ -11,7 +11,7 @@ use crate::{
         access::Denial,
         event::{ClosedBy, Identities, LogFormat, NotFound, PlacementReason, TurnOutcome},
         id::{BackendName, ConnectionId, SessionId},
-        snapshot::AdminState,
+        snapshot::{AdminState, Health},
     },
     observe::log::tests::captured,
 };
