@@ -7,6 +7,7 @@ pub mod connect;
 pub mod credential;
 pub mod directory;
 pub mod event;
+pub mod flood;
 pub mod frame;
 pub mod id;
 pub mod identity;
@@ -28,6 +29,7 @@ pub mod route;
 pub mod scan;
 pub mod sharing;
 pub mod snapshot;
+pub mod strangers;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turnlock;

@@ -3,11 +3,13 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use ahash::RandomState;
+
+use super::network::neighbourhood;
 
 /// The first failure of an address.
 const FIRST: Duration = Duration::from_millis(100);
@@ -106,17 +108,6 @@ impl Penalties {
 
 fn is_forgotten(offender: &Offender, now: Instant) -> bool {
     offender.waiting == 0 && now.saturating_duration_since(offender.last) >= FORGOTTEN_AFTER
-}
-
-/// Whoever has one IPv6 address has 2^64 of them.
-fn neighbourhood(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
-    }
 }
 
 #[cfg(test)]
