@@ -46,13 +46,15 @@ use crate::{
         mux::{CreateExisting, Settings},
         peer::Message as PeerMessage,
         snapshot::{Backend, Health, Mode, Snapshot},
+        strangers::Bounds,
     },
     observe::{self, Observer},
     proxy::{
         Doorman, Front, Hub, Moves, Pacer, Providers, Quota, Rules, Shared, hub::Message,
-        listener::Connections, mover, quota,
+        listener::Connections, lobby, mover, quota,
     },
     store::Store,
+    transport::ClientAuth,
 };
 
 /// Exit code: an address cannot be bound, or something cannot be reached (sysexits EX_UNAVAILABLE).
@@ -371,6 +373,7 @@ impl App {
             config: config.clone(),
             rules: rules.clone(),
             quota: shared.quota.clone(),
+            doorman: shared.doorman.clone(),
             reload: wishes,
             open_connections: Arc::new(move || open.open()),
             primary: primary.clone(),
@@ -464,10 +467,14 @@ impl App {
                 limits.sessions_per_connection,
             ),
             ("limits.connections", limits.connections),
+            (lobby::TOTAL, limits.unauthenticated_connections),
             ("limits.directory_sessions", limits.directory_sessions),
         ] {
             metrics.set_limit(name, value as f64);
         }
+        let most = limits.unauthenticated_per_address;
+        let most = most.map_or(f64::INFINITY, |most| most as f64);
+        metrics.set_limit(lobby::PER_ADDRESS, most);
         let caps = limits.caps;
         let wide = |most: Option<u32>| most.map(f64::from);
         for (name, most) in [
@@ -528,6 +535,7 @@ impl App {
             self.shared.hub.publish(&Message::Shutdown);
             let _late = tokio::time::timeout(LAST_WORDS, self.connections.ended()).await;
         }
+        self.shared.doorman.tell_rest(observer);
         note("ended");
     }
 
@@ -540,6 +548,17 @@ impl App {
             .map(|b| directory.load(&b.name).turns as usize)
             .sum()
     }
+}
+
+/// How many clients may not have proved yet who they are, if they have to.
+fn strangers(config: &Config) -> Option<Bounds> {
+    let tls = config.listener.tls.as_ref();
+    let asks = config.identity.access.authenticates
+        || tls.is_some_and(|tls| tls.client_auth != ClientAuth::None);
+    asks.then_some(Bounds {
+        total: config.limits.unauthenticated_connections,
+        per_address: config.limits.unauthenticated_per_address,
+    })
 }
 
 /// The part of the configuration that the data plane obeys.
@@ -587,6 +606,7 @@ fn rules(config: &Config) -> Rules {
         write_stall: config.listener.write_stall,
         drain_timeout: config.drain.timeout,
         connections: config.limits.connections,
+        strangers: strangers(config),
         caps: config.limits.caps,
         front: Arc::new(Front {
             allow_from: config.listener.allow_from.clone(),

@@ -34,7 +34,7 @@ use crate::{
         turnlock,
     },
     observe::Observer,
-    proxy::{Quota, Rules, quota},
+    proxy::{Doorman, Quota, Rules, lobby, quota},
     store::Store,
 };
 
@@ -65,6 +65,7 @@ pub(super) struct Stagehand {
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) rules: Arc<ArcSwap<Rules>>,
     pub(super) quota: Quota,
+    pub(super) doorman: Doorman,
     pub(super) reload: mpsc::Sender<ReloadWish>,
     pub(super) open_connections: Arc<dyn Fn() -> usize + Send + Sync>,
     /// Older processes, which follow what operators say here.
@@ -118,6 +119,7 @@ impl Backstage for Stagehand {
         bridge::refresh_gauges(&self.observer, &self.store, &snapshot, &self.pool);
         let metrics = self.observer.metrics();
         metrics.set_limit_usage("limits.connections", (self.open_connections)() as f64);
+        metrics.set_limit_usage(lobby::TOTAL, self.doorman.strangers() as f64);
         metrics.set_limit_usage("limits.directory_sessions", self.store.lock().len() as f64);
         let most = self.quota.most();
         for (limit, used) in [

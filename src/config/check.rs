@@ -415,6 +415,14 @@ fn limits(table: &Table, sessions: &Table) -> Limits {
         calls_per_connection: table.count("calls_per_connection"),
         sessions_per_connection: table.count("sessions_per_connection"),
         connections: table.count("connections"),
+        unauthenticated_connections: table
+            .integer_or_none("unauthenticated_connections")
+            .map_or_else(
+                || table.count("connections").div_ceil(2),
+                |most| most as usize,
+            ),
+        unauthenticated_per_address: Some(table.count("unauthenticated_per_address"))
+            .filter(|most| *most > 0),
         directory_sessions: table.count("directory_sessions"),
         session_params: table.size("session_params"),
         caps: fair::caps(table, sessions),

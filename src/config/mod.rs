@@ -303,6 +303,10 @@ pub struct Limits {
     pub sessions_per_connection: usize,
     /// Client connections.
     pub connections: usize,
+    /// Those of them that have not proved yet who they are, where they have to.
+    pub unauthenticated_connections: usize,
+    /// The same, from one address; none = as many as in all.
+    pub unauthenticated_per_address: Option<usize>,
     /// Sessions remembered in memory; beyond it the longest unused closed ones are forgotten.
     pub directory_sessions: usize,
     /// Parameters of a session's last create or resume that are kept to open it again, in bytes per

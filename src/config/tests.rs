@@ -128,6 +128,8 @@ frame_timeout = "1s"
 calls_per_connection = 0x10
 sessions_per_connection = 1_000
 connections = 12
+unauthenticated_connections = 5
+unauthenticated_per_address = 2
 directory_sessions = 2000
 session_params = "64KiB"
 connections_per_user = 3
@@ -218,7 +220,8 @@ fn a_minimal_file_has_the_promised_defaults() {
             "limits": {
                 "frame": "64MiB", "header": "8KiB", "frame_timeout": "30s",
                 "calls_per_connection": 1024, "sessions_per_connection": 1024,
-                "connections": 10000, "directory_sessions": 1_000_000, "session_params": "1MiB",
+                "connections": 10000, "unauthenticated_connections": 5000,
+                "unauthenticated_per_address": 0, "directory_sessions": 1_000_000, "session_params": "1MiB",
                 "connections_per_user": 0, "turns_per_user": 0, "calls_per_second": 0,
                 "bytes_per_second": "0B",
             },

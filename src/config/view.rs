@@ -143,6 +143,8 @@ pub fn redacted(config: &Config) -> Value {
             "calls_per_connection": limits.calls_per_connection,
             "sessions_per_connection": limits.sessions_per_connection,
             "connections": limits.connections,
+            "unauthenticated_connections": limits.unauthenticated_connections,
+            "unauthenticated_per_address": limits.unauthenticated_per_address.unwrap_or(0),
             "directory_sessions": limits.directory_sessions,
             "session_params": show_size(limits.session_params as u64),
             "connections_per_user": limits.caps.connections.unwrap_or(0),

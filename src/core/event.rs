@@ -117,7 +117,8 @@ pub enum TakeOverResult {
     Ended,
 }
 
-/// Why a client's connection was closed before its first frame.
+/// Why a client's connection was closed before it could do anything: before its first frame, or before
+/// it had proved who it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotAdmitted {
     /// Its address is not in `listener.allow_from`.
@@ -136,6 +137,10 @@ pub enum NotAdmitted {
     Tls,
     /// None of this came to an end within `listener.handshake_timeout`.
     TimedOut,
+    /// It gave its place to another one.
+    Evicted,
+    /// What it said was no good.
+    Refused,
     /// It left before.
     Left,
 }
@@ -278,17 +283,25 @@ pub enum UpgradePhase {
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "field names are the names in the log line")]
 pub enum Event {
+    /// A connection that is more than a connection: its first frame has come, or it has proved who it
+    /// is.
     ConnectionOpened {
         connection: ConnectionId,
         client: SocketAddr,
     },
-    /// It was closed before its first frame. Floods of these are logged in part: see
+    /// It was closed before it could do anything. Floods of these are logged in part: see
     /// `Metrics::not_admitted`.
     NotAdmitted {
         client: SocketAddr,
         reason: NotAdmitted,
         /// For people.
         detail: Arc<str>,
+    },
+    /// So many more were not admitted, or hit `limits.connections`, and counted then.
+    NotAdmittedMore {
+        count: u64,
+        /// The time in which they came.
+        over: Duration,
     },
     ConnectionClosed {
         connection: ConnectionId,

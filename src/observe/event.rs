@@ -71,6 +71,7 @@ impl Observer {
             Event::StoreBack => metrics.store_up(true),
             Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
+            | Event::NotAdmittedMore { .. }
             | Event::Authenticated { .. }
             | Event::Revoked { .. }
             | Event::UpstreamLost { .. }
@@ -120,6 +121,13 @@ impl Observer {
                 what = "not_admitted",
                 reason = reason.label(),
                 detail = clip(detail),
+                "connection"
+            ),
+            Event::NotAdmittedMore { count, over } => warn!(
+                target: "taxiway",
+                what = "not_admitted",
+                more = count,
+                seconds = over.as_secs(),
                 "connection"
             ),
             Event::ConnectionClosed {

@@ -63,6 +63,8 @@ labels! {
         Certificate = "certificate",
         Tls = "tls",
         TimedOut = "timeout",
+        Evicted = "evicted",
+        Refused = "refused",
         Left = "left",
     }
     CallOutcome {

@@ -8,16 +8,25 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::error_lines::ErrorLines;
-use crate::core::{
-    credential::{Fault, Principals, Proved},
-    id::Secret,
-    penalty::{Penalties, Penalty},
+use super::{doorbook::Doorbook, error_lines::ErrorLines, lobby::Lobby};
+use crate::{
+    core::{
+        credential::{Fault, Principals, Proved},
+        id::Secret,
+        penalty::{Penalties, Penalty},
+    },
+    observe::Observer,
 };
 
 /// One for all connections of the process.
 #[derive(Clone, Debug, Default)]
-pub struct Doorman(Arc<Mutex<Inside>>);
+pub struct Doorman {
+    inside: Arc<Mutex<Inside>>,
+    /// What is told of those that came to nothing.
+    pub(super) book: Doorbook,
+    /// Those that have not proved who they are yet.
+    pub(super) lobby: Lobby,
+}
 
 #[derive(Debug, Default)]
 struct Inside {
@@ -70,13 +79,23 @@ impl Doorman {
         }
     }
 
+    /// Connections that have not proved who they are, where they have to.
+    pub fn strangers(&self) -> usize {
+        self.lobby.len()
+    }
+
+    /// Logs what is still to be said of connections that came to nothing: Taxiway ends.
+    pub fn tell_rest(&self, observer: &Observer) {
+        self.book.tell_rest(observer);
+    }
+
     /// Whether one more line about strangers may be written.
     pub(super) fn admits_line(&self, now: Instant) -> bool {
         self.inside().lines.admit(now)
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

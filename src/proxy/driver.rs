@@ -39,6 +39,7 @@ use super::{
     error_lines::ErrorLines,
     front,
     hub::{Mailbox, Message},
+    lobby::Seat,
     locator::Found,
     outbuf::OutBuf,
     pacer::Permit,
@@ -50,7 +51,7 @@ use crate::{
     core::{
         credential::Proved,
         directory::Standing,
-        event::{Event, PlacementReason},
+        event::{Event, NotAdmitted, PlacementReason},
         id::{ConnectionId, SessionId},
         mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
         snapshot::Snapshot,
@@ -108,7 +109,13 @@ pub struct Driver {
     client_gone: bool,
     /// Why, if not for a reason of the multiplexer's.
     gone_why: Option<&'static str>,
+    /// What ends up in the log as an open connection: it has said something, and who it is.
+    said_opened: bool,
     said_closed: bool,
+    /// Why it came to nothing, if not for a reason of the multiplexer's.
+    not_admitted: Option<NotAdmitted>,
+    /// Until it has proved who it is, where it has to.
+    seat: Option<Seat>,
     error_lines: ErrorLines,
     searches: Searches,
     ears: Ears,
@@ -124,7 +131,13 @@ pub struct Driver {
 
 impl Driver {
     /// The task of a connection that was just accepted.
-    pub fn new(shared: Shared, id: ConnectionId, peer: SocketAddr, client: Stream) -> Self {
+    pub(super) fn new(
+        shared: Shared,
+        id: ConnectionId,
+        peer: SocketAddr,
+        client: Stream,
+        seat: Option<Seat>,
+    ) -> Self {
         let rules = shared.rules.load_full();
         let now = Instant::now();
         let mux = Mux::new(id, peer, now, &rules.mux);
@@ -151,7 +164,10 @@ impl Driver {
             closing: None,
             client_gone: false,
             gone_why: None,
+            said_opened: false,
             said_closed: false,
+            not_admitted: None,
+            seat,
             error_lines: ErrorLines::default(),
             searches: Searches::default(),
             ears: Ears::default(),
@@ -181,12 +197,7 @@ impl Driver {
 
     /// Runs until the connection has ended.
     pub async fn run(mut self) {
-        let metrics = self.shared.observer.metrics();
-        metrics.downstream_opened();
-        self.shared.observer.record(&Event::ConnectionOpened {
-            connection: self.id,
-            client: self.peer,
-        });
+        self.shared.observer.metrics().downstream_opened();
         std::future::poll_fn(|task| self.poll(task)).await;
         // From here on nobody hears this connection, so nothing may count it as attached.
         self.end_searches();
@@ -231,6 +242,7 @@ impl Driver {
             if std::mem::take(&mut self.ears.rejudges) {
                 self.rejudge(now, &snapshot, task);
             }
+            progress |= self.poll_seat(now, &snapshot, task);
             progress |= self.poll_mailbox(now, &snapshot, task);
             progress |= self.poll_work(now, &snapshot, task);
             progress |= self.poll_upstreams(now, &snapshot, task);
@@ -276,6 +288,9 @@ impl Driver {
             commons: &*desk,
         };
         let used = handle(&mut self.mux, &cx, &mut self.out);
+        if !self.said_opened && self.mux.has_greeted() {
+            self.say_opened();
+        }
         let mut input = input;
         loop {
             let failed = self.write(input, now, task);

@@ -3,23 +3,17 @@
 //!
 //! Reads no frame, and says nothing to a client in its own protocol.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
-use super::error_lines::ErrorLines;
+use super::lobby::Seat;
 use crate::{
     core::{
-        event::{Event, NotAdmitted},
+        event::{ClosedBy, NotAdmitted},
         network::Networks,
         proxy_header::{self, HeaderError, LONGEST_V2, Parsed, Source},
     },
-    observe::Observer,
     transport::{Acceptor, Blame, Fault, Stream},
 };
 
@@ -70,14 +64,17 @@ impl Front {
         }
     }
 
-    /// Passes everything; returns the connection, and where its client is.
+    /// Passes everything; returns the connection, and where its client is. `seat` hears of that as
+    /// soon as it is known.
     pub(super) async fn receive(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
+        seat: Option<&Seat>,
     ) -> Result<(Stream, SocketAddr), (SocketAddr, Closed)> {
         let mut client = peer;
-        let passed = tokio::time::timeout(self.patience, self.pass(stream, &mut client)).await;
+        let passing = self.pass(stream, &mut client, seat);
+        let passed = tokio::time::timeout(self.patience, passing).await;
         match passed {
             Ok(Ok(stream)) => Ok((stream, client)),
             Ok(Err(closed)) => Err((client, closed)),
@@ -88,12 +85,20 @@ impl Front {
         }
     }
 
-    async fn pass(&self, mut tcp: TcpStream, client: &mut SocketAddr) -> Result<Stream, Closed> {
+    async fn pass(
+        &self,
+        mut tcp: TcpStream,
+        client: &mut SocketAddr,
+        seat: Option<&Seat>,
+    ) -> Result<Stream, Closed> {
         if self.proxy_from.is_some()
             && let Source::Client { from, .. } = read_header(&mut tcp).await?
         {
             *client = SocketAddr::new(from.ip().to_canonical(), from.port());
             self.allow(*client)?;
+            if let Some(seat) = seat {
+                seat.comes_from(client.ip());
+            }
         }
         let Some(tls) = &self.tls else {
             return Ok(Stream::Plain(tcp));
@@ -117,6 +122,17 @@ impl Front {
                 }
                 None => left(&error.to_string()),
             })
+    }
+}
+
+/// What it was that ended before its first frame, or before it had proved who it is.
+pub(super) fn came_to_nothing(closed_by: ClosedBy, reason: &str) -> NotAdmitted {
+    match closed_by {
+        ClosedBy::Client | ClosedBy::Operator => NotAdmitted::Left,
+        ClosedBy::Backend | ClosedBy::Proxy if reason.ends_with("listener.handshake_timeout") => {
+            NotAdmitted::TimedOut
+        }
+        ClosedBy::Backend | ClosedBy::Proxy => NotAdmitted::Refused,
     }
 }
 
@@ -181,28 +197,6 @@ fn told(error: &HeaderError, bytes: &[u8]) -> String {
             format!("{error}: this looks like TLS without one in front")
         }
         Some(_) | None => error.to_string(),
-    }
-}
-
-/// Tells of connections that were not admitted; of a flood only a part is logged.
-#[derive(Debug, Default)]
-pub(super) struct Doorbook(Mutex<ErrorLines>);
-
-impl Doorbook {
-    pub(super) fn note(&self, observer: &Observer, client: SocketAddr, closed: Closed) {
-        let (reason, detail) = closed;
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_logged = lines.admit(Instant::now());
-        drop(lines);
-        if is_logged {
-            observer.record(&Event::NotAdmitted {
-                client,
-                reason,
-                detail: detail.into(),
-            });
-        } else {
-            observer.metrics().not_admitted(reason);
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -16,14 +17,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Shared,
     driver::Driver,
-    front::{Doorbook, Front},
+    front::Front,
+    lobby::{EVICTED, Seat},
     relay,
 };
 use crate::{
-    core::{
-        event::{Event, NotAdmitted},
-        id::ConnectionId,
-    },
+    core::{event::NotAdmitted, id::ConnectionId, strangers::Bounds},
     transport::{Stream, prepare},
 };
 
@@ -32,6 +31,9 @@ const BACKLOG: u32 = 1024;
 
 /// After `accept` has failed for want of files or memory, others get time to give some back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Beyond `limits.connections`: those that make room, and have not come to that yet.
+const LEAVING: usize = BACKLOG as usize;
 
 /// Binds the address that clients connect to.
 ///
@@ -55,7 +57,6 @@ pub struct Connections {
     tasks: TaskTracker,
     /// Whoever has not passed the front by then is sent away: nobody would tell it of the end.
     closing: CancellationToken,
-    doorbook: Arc<Doorbook>,
 }
 
 impl Default for Connections {
@@ -64,17 +65,22 @@ impl Default for Connections {
             next: Arc::new(AtomicU64::new(1)),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
-            doorbook: Arc::default(),
         }
     }
 }
 
 /// The task of a connection whose certificate, if it has shown one, says who it is. One that is
 /// nobody's proves nothing: a token may still.
-fn driver(shared: Shared, id: ConnectionId, client: SocketAddr, stream: Stream) -> Driver {
+fn driver(
+    shared: Shared,
+    id: ConnectionId,
+    client: SocketAddr,
+    stream: Stream,
+    seat: Option<Seat>,
+) -> Driver {
     let shown = stream.peer_identity();
     let principals = shared.rules.load().principals.clone();
-    let driver = Driver::new(shared, id, client, stream);
+    let driver = Driver::new(shared, id, client, stream, seat);
     let proved = shown.and_then(|identity| principals.by_certificate(&identity.names).ok());
     match proved {
         Some(proved) => driver.known_as(proved),
@@ -119,37 +125,56 @@ impl Connections {
 
     fn start(&self, stream: TcpStream, peer: SocketAddr, shared: &Shared) {
         let rules = shared.rules.load();
-        if self.tasks.len() >= rules.connections {
-            // Closed at once: a client that waits for an answer would only wait longer.
-            shared.observer.record(&Event::LimitHit {
-                connection: None,
-                limit: "limits.connections",
-            });
+        let (observer, doorman) = (&shared.observer, &shared.doorman);
+        if let Err(closed) = rules.front.admit(peer) {
+            doorman.book.note(observer, peer, closed);
             return;
         }
-        if let Err(closed) = rules.front.admit(peer) {
-            self.doorbook.note(&shared.observer, peer, closed);
-            return;
+        let leaving = doorman.lobby.leaving();
+        if self.tasks.len().saturating_sub(leaving) >= rules.connections {
+            // Who has proved who it is stays; one who has not makes room.
+            if leaving >= LEAVING || !doorman.lobby.make_room() {
+                // Closed at once: a client that waits for an answer would only wait longer.
+                doorman.book.surplus(observer);
+                return;
+            }
+            observer.metrics().limit_hit("limits.connections");
         }
         if prepare(&stream, rules.tcp_keepalive).is_err() {
             return;
         }
         let id = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
         let by_connection = rules.by_connection;
+        let seat = rules.strangers.map(|bounds| {
+            // Balancers are no clients, however many connections come from one.
+            let per_address = bounds
+                .per_address
+                .filter(|_| rules.front.proxy_from.is_none());
+            let at_first = Bounds {
+                per_address,
+                ..bounds
+            };
+            let seat = doorman.lobby.sit(id, peer.ip(), at_first, observer);
+            seat.bound_by(bounds)
+        });
         if !rules.front.is_plain() {
             let front = rules.front.clone();
             let connections = self.clone();
             let shared = shared.clone();
             self.tasks.spawn(async move {
-                let Some((stream, client)) = connections.pass(&front, stream, peer, &shared).await
-                else {
+                let passed = connections
+                    .pass(&front, stream, peer, &shared, seat.as_ref())
+                    .await;
+                let Some((stream, client)) = passed else {
                     return;
                 };
+                // A certificate that was wanted is all that is asked of it.
+                let seat = seat.filter(|_| shared.rules.load().mux.access.authenticates);
                 // Its own allocation, so that no connection carries the other kind's state.
                 if by_connection {
                     Box::pin(relay::run(shared, id, client, stream)).await;
                 } else {
-                    Box::pin(driver(shared, id, client, stream).run()).await;
+                    Box::pin(driver(shared, id, client, stream, seat).run()).await;
                 }
             });
         } else if by_connection {
@@ -159,7 +184,7 @@ impl Connections {
         } else {
             let stream = Stream::Plain(stream);
             self.tasks
-                .spawn(Driver::new(shared.clone(), id, peer, stream).run());
+                .spawn(Driver::new(shared.clone(), id, peer, stream, seat).run());
         }
     }
 
@@ -170,16 +195,24 @@ impl Connections {
         stream: TcpStream,
         peer: SocketAddr,
         shared: &Shared,
+        seat: Option<&Seat>,
     ) -> Option<(Stream, SocketAddr)> {
+        let called = std::future::poll_fn(|task| match seat {
+            Some(seat) => seat.poll_called(task),
+            None => Poll::Pending,
+        });
         let received = tokio::select! {
-            received = front.receive(stream, peer) => received,
+            received = front.receive(stream, peer, seat) => received,
+            () = called => Err((peer, (NotAdmitted::Evicted, EVICTED.to_owned()))),
             () = self.closing.cancelled() => {
                 let what = "Taxiway is shutting down".to_owned();
                 Err((peer, (NotAdmitted::Left, what)))
             }
         };
         received
-            .map_err(|(client, closed)| self.doorbook.note(&shared.observer, client, closed))
+            .map_err(|(client, closed)| {
+                shared.doorman.book.note(&shared.observer, client, closed);
+            })
             .ok()
     }
 }

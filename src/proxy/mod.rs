@@ -2,12 +2,14 @@
 //! HTTP.
 
 mod desk;
+mod doorbook;
 pub mod doorman;
 pub mod driver;
 mod error_lines;
 mod front;
 pub mod hub;
 pub mod listener;
+pub mod lobby;
 mod locator;
 pub mod mover;
 mod outbuf;
@@ -36,6 +38,7 @@ use crate::{
         identity::{Caps, Principal, Role},
         locate,
         mux::Settings,
+        strangers::Bounds,
     },
     observe::Observer,
     store::Store,
@@ -101,6 +104,8 @@ pub struct Rules {
     pub front: Arc<Front>,
     /// Client connections at a time.
     pub connections: usize,
+    /// How many of them may not have proved yet who they are; none = nobody has to.
+    pub strangers: Option<Bounds>,
     /// What each user may use at a time; a principal may have others.
     pub caps: Caps,
     /// How long a drained backend keeps what runs there.

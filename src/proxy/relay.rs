@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
@@ -18,7 +18,7 @@ use super::{Rules, Shared, front, hub::Message};
 use crate::{
     core::{
         connect,
-        event::{ClosedBy, Direction, Event, FrameKind},
+        event::{ClosedBy, Direction, Event, FrameKind, NotAdmitted},
         frame::{Cut, Cutter, FrameError},
         id::{BackendName, ConnectionId, SessionId},
         locate::Refusal,
@@ -43,25 +43,38 @@ enum Greeting {
     End(ClosedBy, String),
 }
 
+/// How far a connection has come.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Its first frame has come.
+    opened: AtomicBool,
+    /// Its bytes are relayed.
+    routed: AtomicBool,
+    /// What it was instead of a frame.
+    not_admitted: OnceLock<NotAdmitted>,
+}
+
 /// Runs one client connection to its end.
 pub(super) async fn run(shared: Shared, id: ConnectionId, client: SocketAddr, stream: Stream) {
     let observer = shared.observer.clone();
     let opened = Instant::now();
     observer.metrics().downstream_opened();
-    observer.record(&Event::ConnectionOpened {
-        connection: id,
-        client,
-    });
     let mailbox = shared.hub.join(id);
     let rules = shared.rules.load_full();
     let mut stream = stream;
-    let routed = AtomicBool::new(false);
+    let progress = Progress::default();
     let (closed_by, reason) = tokio::select! {
-        ended = serve(&shared, &rules, id, client, &mut stream, &routed) => ended,
-        reason = shut_down(&mailbox, &routed) => (ClosedBy::Operator, reason.to_owned()),
+        ended = serve(&shared, &rules, id, client, &mut stream, &progress) => ended,
+        reason = shut_down(&mailbox, &progress.routed) => (ClosedBy::Operator, reason.to_owned()),
     };
     shared.hub.leave(id);
     observer.metrics().downstream_closed();
+    if !progress.opened.load(Ordering::Relaxed) {
+        let why = progress.not_admitted.get().copied();
+        let why = why.unwrap_or_else(|| front::came_to_nothing(closed_by, &reason));
+        shared.doorman.book.note(&observer, client, (why, reason));
+        return;
+    }
     observer.record(&Event::ConnectionClosed {
         connection: id,
         client,
@@ -95,9 +108,10 @@ async fn serve(
     id: ConnectionId,
     peer: SocketAddr,
     stream: &mut Stream,
-    routed: &AtomicBool,
+    progress: &Progress,
 ) -> (ClosedBy, String) {
-    let greeting = match Front::new(shared, rules, id, peer).greet(stream).await {
+    let front = Front::new(shared, rules, id, peer, progress);
+    let greeting = match front.greet(stream).await {
         Ok(greeting) => greeting,
         Err(error) => return (ClosedBy::Client, error.to_string()),
     };
@@ -142,7 +156,7 @@ async fn serve(
         }
     };
     let (backend, mut upstream) = upstream;
-    routed.store(true, Ordering::Relaxed);
+    progress.routed.store(true, Ordering::Relaxed);
     let metrics = shared.observer.metrics().backend(&backend);
     metrics.upstream_opened();
     let ended = relay(shared, rules, id, &backend, stream, &mut upstream, &read).await;
@@ -268,6 +282,7 @@ struct Front<'a> {
     rules: &'a Rules,
     id: ConnectionId,
     peer: SocketAddr,
+    progress: &'a Progress,
     options: connect::Options,
     /// To be written.
     answers: Vec<u8>,
@@ -275,12 +290,19 @@ struct Front<'a> {
 }
 
 impl<'a> Front<'a> {
-    fn new(shared: &'a Shared, rules: &'a Rules, id: ConnectionId, peer: SocketAddr) -> Self {
+    fn new(
+        shared: &'a Shared,
+        rules: &'a Rules,
+        id: ConnectionId,
+        peer: SocketAddr,
+        progress: &'a Progress,
+    ) -> Self {
         Self {
             shared,
             rules,
             id,
             peer,
+            progress,
             options: connect::Options::default(),
             answers: Vec::new(),
             errors: 0,
@@ -295,7 +317,9 @@ impl<'a> Front<'a> {
         loop {
             match cutter.cut(&buffer) {
                 Ok(Cut::Frame { body, .. }) => {
-                    greeted = true;
+                    if !std::mem::replace(&mut greeted, true) {
+                        self.open();
+                    }
                     partial_since = Instant::now();
                     let end = body.end;
                     if let Some((key, session)) = self.key_of(&buffer[body]) {
@@ -363,14 +387,19 @@ impl<'a> Front<'a> {
                 && n == buffer.len()
                 && let Some((reason, detail)) = front::stranger(&buffer)
             {
-                self.shared.observer.record(&Event::NotAdmitted {
-                    client: self.peer,
-                    reason,
-                    detail: detail.into(),
-                });
+                let _first = self.progress.not_admitted.set(reason);
                 return Ok(Greeting::End(ClosedBy::Proxy, detail.to_owned()));
             }
         }
+    }
+
+    /// Its first frame is here.
+    fn open(&self) {
+        self.progress.opened.store(true, Ordering::Relaxed);
+        self.shared.observer.record(&Event::ConnectionOpened {
+            connection: self.id,
+            client: self.peer,
+        });
     }
 
     /// Answers under no id, and ends.
@@ -390,6 +419,15 @@ impl<'a> Front<'a> {
         let reference = (self.id.0 << 20) | (self.errors & 0xf_ffff);
         reply::error(&mut self.answers, token, error, reference);
         let observer = &self.shared.observer;
+        if !self.progress.opened.load(Ordering::Relaxed) {
+            // Its end says so, in a line that floods do not fill the log with.
+            let metrics = observer.metrics();
+            metrics.error(error.code());
+            if let Some(limit) = error.limit() {
+                metrics.limit_hit(limit);
+            }
+            return;
+        }
         if let Some(limit) = error.limit() {
             observer.record(&Event::LimitHit {
                 connection: Some(self.id),

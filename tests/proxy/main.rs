@@ -38,6 +38,7 @@ mod released;
 mod reload;
 mod stop;
 mod store;
+mod strangers;
 mod tls;
 mod turn_lock;
 mod upgrade;

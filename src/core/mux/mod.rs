@@ -385,6 +385,11 @@ impl Mux {
             .min()
     }
 
+    /// Whether the client has said something: who it is, where it has to.
+    pub fn has_greeted(&self) -> bool {
+        self.greeted
+    }
+
     fn patience(&self, settings: &Settings) -> Duration {
         if self.greeted {
             settings.frame_timeout

@@ -121,6 +121,7 @@ pub(super) fn write_backend(event: &Event) {
         ),
         Event::ConnectionOpened { .. }
         | Event::NotAdmitted { .. }
+        | Event::NotAdmittedMore { .. }
         | Event::ConnectionClosed { .. }
         | Event::Authenticated { .. }
         | Event::AuthenticationFailed { .. }

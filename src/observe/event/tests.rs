@@ -298,6 +298,13 @@ fn every_event() -> Vec<(Event, &'static str)> {
             "connection",
         ),
         (
+            Event::NotAdmittedMore {
+                count: 1234,
+                over: Duration::from_secs(10),
+            },
+            "connection",
+        ),
+        (
             Event::ManagedServer {
                 backend,
                 what: text,

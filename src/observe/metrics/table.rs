@@ -60,9 +60,11 @@ table! {
     DOWNSTREAM_CONNECTIONS: Gauge "taxiway_downstream_connections" []
         "Client connections that are open.";
     CONNECTIONS_NOT_ADMITTED: Counter "taxiway_connections_not_admitted_total" ["reason"]
-        "Client connections closed before their first frame: allow_from, proxy_protocol_from (not \
-         from where the configuration allows), proxy_header, plain_on_tls, tls_on_plain (the wrong \
-         protocol), certificate, tls (the handshake failed), timeout, left.";
+        "Client connections closed before their first frame or, where clients have to, before they \
+         proved who they are: allow_from, proxy_protocol_from (not from where the configuration \
+         allows), proxy_header, plain_on_tls, tls_on_plain (the wrong protocol), certificate, tls \
+         (the handshake failed), timeout, evicted (made room for others), refused (what they sent \
+         was no good), left.";
     TLS_NOT_AFTER: Gauge "taxiway_tls_certificate_not_after_timestamp_seconds" ["cert"]
         "When a certificate that Taxiway shows expires, in Unix time: that of the listener, and \
          those for backends. With a chain, the end of the first that expires.";

@@ -241,6 +241,13 @@ impl Driver {
             }
             return admitted;
         }
+        if let Event::LimitHit { limit, .. } = event
+            && !self.said_opened
+        {
+            // Its end says so, in a line that floods do not fill the log with.
+            metrics.limit_hit(limit);
+            return false;
+        }
         if let Event::ErrorAnswered { code, .. } = event {
             let admitted = self.error_lines.admit(cx.now) && self.may_log_error(cx, *code);
             if !admitted {

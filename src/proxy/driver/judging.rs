@@ -38,6 +38,7 @@ impl Driver {
                 // It may be in other groups now.
                 self.ears.rejudges = true;
                 if is_new {
+                    self.say_opened();
                     self.say_authenticated(&proved);
                 }
                 self.proved = Some(proved);
@@ -99,6 +100,7 @@ impl Driver {
     /// A certificate says who the client is, before it says anything itself.
     pub(super) fn prove(&mut self, cx: &Context<'_>, proved: Proved) {
         self.mux.set_principal(cx, proved.principal.clone());
+        self.say_opened();
         self.say_authenticated(&proved);
         self.proved = Some(proved);
     }
@@ -143,6 +145,7 @@ impl Driver {
         ]
         .iter()
         .any(|error| error.code() == code);
+        let is_stranger = is_stranger || !self.said_opened;
         !is_stranger || self.shared.doorman.admits_line(cx.now)
     }
 

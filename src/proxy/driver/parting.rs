@@ -1,16 +1,22 @@
 //! The client has left and its machine lives on: what becomes of its socket, and what the two
 //! machines say to each other when a session changes hands.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
-use super::{Done, Driver, LINGER, Message};
+use super::{Done, Driver, LINGER, Message, Task};
 use crate::{
     core::{
-        event::{ClosedBy, Event},
+        event::{ClosedBy, Event, NotAdmitted},
         id::{ConnectionId, SessionId},
         mux::{Context, Note},
+        snapshot::Snapshot,
     },
-    proxy::{desk, outbuf::OutBuf, port::Boxed},
+    proxy::{
+        Shared, desk, front,
+        lobby::{EVICTED, Seat},
+        outbuf::OutBuf,
+        port::Boxed,
+    },
     transport::Stream,
 };
 
@@ -37,6 +43,34 @@ impl Driver {
         self.say_closed(reason);
     }
 
+    /// The client has said something: its connection is worth lines of its own. Where it has to say who
+    /// it is, it has.
+    pub(super) fn say_opened(&mut self) {
+        if !std::mem::replace(&mut self.said_opened, true) {
+            self.seat = None;
+            self.shared.observer.record(&Event::ConnectionOpened {
+                connection: self.id,
+                client: self.peer,
+            });
+        }
+    }
+
+    /// It may have to make room before it has said who it is.
+    pub(super) fn poll_seat(
+        &mut self,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+        task: &mut Task<'_>,
+    ) -> bool {
+        let is_called = |seat: &Seat| seat.poll_called(task).is_ready();
+        if self.client_gone || !self.seat.as_ref().is_some_and(is_called) {
+            return false;
+        }
+        self.send_away((NotAdmitted::Evicted, EVICTED));
+        self.step(now, snapshot, task, &[], |_, _, _| 0);
+        true
+    }
+
     /// The client's connection has ended; said and counted once.
     pub(super) fn say_closed(&mut self, reason: &'static str) {
         if std::mem::replace(&mut self.said_closed, true) {
@@ -49,6 +83,16 @@ impl Driver {
             _ => ClosedBy::Proxy,
         };
         self.shared.observer.metrics().downstream_closed();
+        if !self.said_opened {
+            let why = self.not_admitted;
+            let why = why.unwrap_or_else(|| front::came_to_nothing(closed_by, reason));
+            let closed = (why, reason.to_owned());
+            let Shared {
+                doorman, observer, ..
+            } = &self.shared;
+            doorman.book.note(observer, self.peer, closed);
+            return;
+        }
         self.shared.observer.record(&Event::ConnectionClosed {
             connection: self.id,
             client: self.peer,

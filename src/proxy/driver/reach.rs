@@ -2,10 +2,7 @@
 
 use super::Driver;
 use crate::{
-    core::{
-        event::{Event, NotAdmitted},
-        proxy_header::Source,
-    },
+    core::{event::NotAdmitted, proxy_header::Source},
     transport::Transport,
 };
 
@@ -25,13 +22,9 @@ impl Driver {
         }
     }
 
-    /// The client has come to the wrong port.
+    /// The client has come to the wrong port, or has to make room.
     pub(super) fn send_away(&mut self, (reason, detail): (NotAdmitted, &'static str)) {
-        self.shared.observer.record(&Event::NotAdmitted {
-            client: self.peer,
-            reason,
-            detail: detail.into(),
-        });
+        self.not_admitted = Some(reason);
         self.gone_why = Some(detail);
         self.client_gone = true;
     }

@@ -189,6 +189,7 @@ fn rules() -> Rules {
         drain_timeout: Duration::from_secs(1),
         caps: crate::core::identity::Caps::default(),
         connections: 100,
+        strangers: None,
         front: Arc::default(),
     }
 }

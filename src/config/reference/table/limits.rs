@@ -59,7 +59,29 @@ pub(super) const KEYS: &[Key] = &[
         },
         Absent::Value("10000"),
         Reload::Live,
-        "Client connections.",
+        "Client connections. Where clients have to prove who they are, one more takes the place \
+         of one that has not; else it is closed at once.",
+    ),
+    key(
+        "unauthenticated_connections",
+        Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+        },
+        Absent::Means("half of `connections`"),
+        Reload::Live,
+        "Client connections that have not proved who they are, where they have to (`[identity]`, \
+         client certificates). One more closes the oldest of the address that has the most of \
+         them; those that have proved it are not touched.",
+    ),
+    key(
+        "unauthenticated_per_address",
+        at_most(1_000_000),
+        Absent::Value("0"),
+        Reload::Live,
+        "The same, from one client address (an IPv6 network of 64 bits counts as one); 0 = any \
+         number. For addresses of single clients: behind a balancer without `proxy_protocol` all \
+         of them have one.",
     ),
     key(
         "directory_sessions",
