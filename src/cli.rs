@@ -29,8 +29,12 @@ use crate::{
 };
 
 mod dial;
+mod load;
 
-use self::dial::{CompanionArgs, PingArgs, accompany, ping};
+use self::{
+    dial::{CompanionArgs, PingArgs, accompany, ping},
+    load::{LoadArgs, load},
+};
 
 /// Exit codes of DESIGN §8, after sysexits.
 mod exit {
@@ -127,6 +131,13 @@ enum Command {
     Companion(CompanionArgs),
     /// Run simulated CLI servers: no account, no model, no disk.
     Sim(SimArgs),
+    /// Measure how many turns a Taxiway takes, and how long they take.
+    ///
+    /// It opens connections and sessions as SDKs do, sends turns, waits for their ends, deletes the
+    /// sessions, and prints the distribution of latencies. On simulated servers turns cost nothing;
+    /// on real ones each calls a model and makes files, so it wants `--yes` there. Exit 1: turns
+    /// failed; 69: nobody there, or not let in.
+    Load(Box<LoadArgs>),
     /// Run a program so that it ends when Taxiway does.
     #[command(hide = true)]
     Guard {
@@ -293,6 +304,7 @@ pub fn main() -> ExitCode {
         Some(Command::Ping(args)) => ping(args),
         Some(Command::Companion(args)) => accompany(args),
         Some(Command::Sim(args)) => simulate(args),
+        Some(Command::Load(args)) => load(*args),
         Some(Command::Guard { command }) => guard::run(command),
     }
 }

@@ -5,8 +5,8 @@
 //! spans) → [`core::mux`] (session → backend → id swap) → outbox → socket of the backend; back by
 //! the same road. `docs/architecture.md` is the map.
 //!
-//! Imports point one way: `main → cli → companion → app → {proxy, control} → {store, config, observe}
-//! → transport → core`.
+//! Imports point one way: `main → cli → {companion, load} → app → {proxy, control} → {store, config,
+//! observe} → transport → core`.
 //! `tests/architecture.rs` holds that, and the purity of `core`.
 
 pub mod app;
@@ -15,6 +15,7 @@ pub mod companion;
 pub mod config;
 pub mod control;
 pub mod core;
+pub mod load;
 pub mod observe;
 pub mod proxy;
 pub mod sim;

@@ -14,7 +14,7 @@ use source::{Source, crate_paths, set_tests_apart, words};
 const LAYERS: [&[&str]; 8] = [
     &["main"],
     &["cli"],
-    &["companion"],
+    &["companion", "load"],
     &["app"],
     &["proxy", "control"],
     &["store", "config", "observe"],
@@ -135,7 +135,7 @@ fn may_import(from: &str, to: &str) -> Result<(), String> {
     }
 }
 
-/// Imports point one way: main → cli → companion → app → {proxy, control} →
+/// Imports point one way: main → cli → {companion, load} → app → {proxy, control} →
 /// {store, config, observe} → transport → core.
 fn import_direction(source: &Source) -> Vec<Complaint> {
     let from = source.room();

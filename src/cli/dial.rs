@@ -35,7 +35,7 @@ pub(super) struct PingArgs {
 }
 
 #[derive(Debug, Args)]
-struct TlsArgs {
+pub(super) struct TlsArgs {
     /// Authorities that the server's certificate may be of, PEM [default: the system's].
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -51,11 +51,11 @@ struct TlsArgs {
 }
 
 impl TlsArgs {
-    fn is_given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         self.ca.is_some() || self.cert.is_some() || self.server_name.is_some()
     }
 
-    fn files(self) -> TlsFiles {
+    pub(super) fn files(self) -> TlsFiles {
         TlsFiles {
             ca: self.ca,
             identity: self.cert.zip(self.key),
@@ -128,6 +128,13 @@ pub(super) fn accompany(args: CompanionArgs) -> ExitCode {
     })
 }
 
+/// The secret in an environment variable, or what is wrong with it.
+pub(super) fn secret_in(variable: &str) -> Result<Secret, String> {
+    std::env::var(variable)
+        .map(|text| Secret::new(&text))
+        .map_err(|error| format!("{variable}: {error}"))
+}
+
 /// Asks the server, and says what it answered.
 pub(super) fn ping(args: PingArgs) -> ExitCode {
     let PingArgs {
@@ -154,10 +161,9 @@ pub(super) fn ping(args: PingArgs) -> ExitCode {
         proxy_protocol,
         tls,
     };
-    let token = match token_env.map(|name| (std::env::var(&name), name)) {
-        None => None,
-        Some((Ok(token), _)) => Some(Secret::new(&token)),
-        Some((Err(error), name)) => return usage(&format!("{name}: {error}")),
+    let token = match token_env.as_deref().map(secret_in).transpose() {
+        Ok(token) => token,
+        Err(complaint) => return usage(&complaint),
     };
     let runtime = match runtime() {
         Ok(runtime) => runtime,

@@ -37,6 +37,6 @@ pub use self::{
     command::{HomeKind, SimArgs, run_command},
     home::Home,
     misbehaviour::Misbehaviour,
-    server::{Order, SimOptions, SimServer},
+    server::{Order, ROOT, SimOptions, SimServer},
     state::Seen,
 };

@@ -25,8 +25,8 @@ use super::{
     state::{Seen, State},
 };
 
-/// Where the simulated sessions pretend to live.
-pub(super) const ROOT: &str = "/simulated";
+/// Where the simulated sessions pretend to live; no real server has a session there.
+pub const ROOT: &str = "/simulated";
 /// The working directory in their metadata.
 pub(super) const WORK: &str = "/simulated/work";
 
