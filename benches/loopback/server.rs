@@ -48,7 +48,7 @@ async fn accept(listener: TcpListener) {
 
 async fn talk(mut stream: TcpStream) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    let mut turns: HashMap<(Vec<u8>, usize), Vec<u8>> = HashMap::new();
+    let mut turns: HashMap<(Vec<u8>, usize), wire::Turn> = HashMap::new();
     let mut input = Vec::with_capacity(4096);
     loop {
         if stream.read_buf(&mut input).await? == 0 {
@@ -69,16 +69,15 @@ async fn talk(mut stream: TcpStream) -> anyhow::Result<()> {
 
 async fn answer(
     stream: &mut TcpStream,
-    turns: &mut HashMap<(Vec<u8>, usize), Vec<u8>>,
+    turns: &mut HashMap<(Vec<u8>, usize), wire::Turn>,
     body: &[u8],
 ) -> anyhow::Result<()> {
     if let Some(send) = wire::read_send(body) {
         let key = (send.session.to_vec(), send.events);
-        let turn = turns
-            .entry(key)
-            .or_insert_with(|| wire::turn(&String::from_utf8_lossy(send.session), send.events));
-        wire::answer_to(turn, send.id);
-        stream.write_all(turn).await?;
+        let turn = turns.entry(key).or_insert_with(|| {
+            wire::Turn::new(&String::from_utf8_lossy(send.session), send.events)
+        });
+        stream.write_all(turn.answering(send.id)).await?;
         return Ok(());
     }
     let call: Value = serde_json::from_slice(body)?;

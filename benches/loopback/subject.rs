@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use crate::load::{self, Work};
+use crate::measure::{self, Work};
 
 /// A child process that ends with its owner.
 pub(crate) struct Process(Child);
@@ -82,7 +82,9 @@ pub(crate) enum Kind {
         /// One line per turn, as by default; else warnings only.
         logs: bool,
     },
-    Haproxy,
+    Haproxy {
+        threads: usize,
+    },
     Nginx,
 }
 
@@ -134,12 +136,12 @@ impl Subject {
                 }
                 command
             }
-            Kind::Haproxy => {
+            Kind::Haproxy { threads } => {
                 let Some(program) = find("haproxy") else {
                     return Ok(None);
                 };
                 let file = folder.join("haproxy.cfg");
-                fs::write(&file, haproxy(port, backends))?;
+                fs::write(&file, haproxy(port, backends, *threads))?;
                 let mut command = Command::new(program);
                 command.arg("-db").arg("-f").arg(file);
                 command
@@ -185,7 +187,7 @@ async fn wait_until_it_serves(running: &Running, run: u32) -> anyhow::Result<()>
     };
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match load::open_all(&running.ports, 90_000_000 + run, &work).await {
+        match measure::open(running, run, &work).await {
             Ok(_) => return Ok(()),
             Err(error) if Instant::now() > deadline => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -225,9 +227,9 @@ fn taxiway(port: u16, backends: &[u16], granularity: &str, level: &str) -> anyho
     Ok(text)
 }
 
-fn haproxy(port: u16, backends: &[u16]) -> String {
+fn haproxy(port: u16, backends: &[u16], threads: usize) -> String {
     let mut text = format!(
-        "global\n  nbthread 1\n  maxconn 9000\n  tune.bufsize 65536\n\
+        "global\n  nbthread {threads}\n  maxconn 9000\n  tune.bufsize 65536\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 10m\n  timeout server 10m\n\
          listen all\n  bind 127.0.0.1:{port}\n  balance roundrobin\n"
     );
