@@ -176,7 +176,7 @@ pub fn run(options: &Options) -> ExitCode {
         Output::Text => report.text(),
         Output::Json => report.json(),
     });
-    if report.tally.connections == 0 {
+    if report.tally.connections == 0 && !report.interrupted {
         ExitCode::from(UNAVAILABLE)
     } else if report.tally.has_failed() {
         ExitCode::FAILURE
@@ -276,35 +276,30 @@ fn start(options: &Options, stop: &CancellationToken) -> Vec<Thread> {
                 let share = Share { index, of: threads };
                 let began = Instant::now();
                 let fleet = runtime.as_ref().map(|runtime| {
-                    let opening = Fleet::open(options.work.clone(), share);
-                    runtime.block_on(stop.run_until_cancelled(opening))
+                    runtime.block_on(Fleet::open(options.work.clone(), share, &stop))
                 });
                 let opening = began.elapsed();
                 // All threads come here, whatever has happened to them.
                 let (barrier, start) = &*all_open;
                 barrier.wait();
                 let start = *start.get_or_init(Instant::now);
-                let fleet = fleet.map_err(Clone::clone)?;
+                let mut fleet = fleet.map_err(Clone::clone)?;
                 let runtime = runtime?;
-                let mut part = Part {
-                    tally: Tally::default(),
-                    left_behind: 0,
-                    why: None,
-                    opening,
-                };
-                let Some(mut fleet) = fleet else {
-                    return Ok(part);
-                };
                 let period = Period {
                     start,
                     warmup: options.warmup,
                     length: options.length,
                 };
-                part.tally = runtime
+                let tally = runtime
                     .block_on(fleet.run(options.pace, period, &stop))
                     .map_err(|error| error.to_string())?;
-                (part.left_behind, part.why) = runtime.block_on(fleet.close());
-                Ok(part)
+                let (left_behind, why) = runtime.block_on(fleet.close());
+                Ok(Part {
+                    tally,
+                    left_behind,
+                    why,
+                    opening,
+                })
             })
         })
         .collect()

@@ -97,7 +97,7 @@ pub(crate) async fn open(running: &Running, run: u32, work: &Work) -> anyhow::Re
         prompt: wire::prompt(work.events),
         turn_timeout: PATIENCE,
     };
-    let fleet = Fleet::open(load, Share::ALL).await;
+    let fleet = Fleet::open(load, Share::ALL, &CancellationToken::new()).await;
     fine(fleet.tally())?;
     Ok(fleet)
 }

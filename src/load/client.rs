@@ -13,6 +13,7 @@ use std::{
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Work,
@@ -323,12 +324,17 @@ enum Look {
 }
 
 impl Client {
-    /// Connects the client that has number `connection` among all, and opens its sessions.
+    /// Connects the client that has number `connection` among all, and opens its sessions; none if
+    /// it was stopped. Where not all can be opened, none is left.
     pub(super) async fn open(
         work: &Work,
         number: usize,
         connection: usize,
-    ) -> Result<Self, Refusal> {
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, Refusal> {
+        if stop.is_cancelled() {
+            return Ok(None);
+        }
         let target = &work.targets[connection % work.targets.len()];
         let (link, _) = Link::open(work, target).await?;
         let mut client = Self {
@@ -339,10 +345,37 @@ impl Client {
         for at in 0..work.sessions {
             let session = work.session_id(connection * work.sessions + at);
             let params = work.create_params(&session);
-            client.link.ask("session.create", &params).await?;
-            client.sessions.push(session);
+            let refused = match stop.is_cancelled() {
+                true => None,
+                false => match client.link.ask("session.create", &params).await {
+                    Ok(_) => {
+                        client.sessions.push(session);
+                        continue;
+                    }
+                    Err(refusal) => Some(refusal),
+                },
+            };
+            let (_, _why) = client.delete().await;
+            return refused.map_or(Ok(None), Err);
         }
-        Ok(client)
+        Ok(Some(client))
+    }
+
+    /// Deletes its sessions; returns how many, and why not all.
+    pub(super) async fn delete(mut self) -> (u64, Option<Refusal>) {
+        let mut deleted = 0;
+        for session in &self.sessions {
+            let params = reply::session_params(session);
+            match self.link.ask("session.delete", &params).await {
+                Ok(answer) if answer["success"] == false => {
+                    let message = answer["error"].as_str().unwrap_or("not deleted");
+                    return (deleted, Some(Refusal::new("delete", message)));
+                }
+                Ok(_) => deleted += 1,
+                Err(refusal) => return (deleted, Some(refusal)),
+            }
+        }
+        (deleted, None)
     }
 
     pub(super) fn desk(&self) -> Desk {

@@ -59,8 +59,9 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Opens this share of the connections and their sessions. Those that are refused are counted.
-    pub async fn open(work: Work, share: Share) -> Self {
+    /// Opens this share of the connections and their sessions, until `stop` is cancelled. Those that
+    /// are refused are counted.
+    pub async fn open(work: Work, share: Share, stop: &CancellationToken) -> Self {
         let work = Rc::new(work);
         let mut tally = Tally::default();
         let mut clients = Vec::new();
@@ -68,11 +69,11 @@ impl Fleet {
             let opening = share
                 .connections(work.connections)
                 .enumerate()
-                .map(|(number, connection)| Client::open(&work, number, connection));
+                .map(|(number, connection)| Client::open(&work, number, connection, stop));
             let mut opening = futures_util::stream::iter(opening).buffer_unordered(AT_A_TIME);
             while let Some(opened) = opening.next().await {
                 match opened {
-                    Ok(client) => clients.push(client),
+                    Ok(client) => clients.extend(client),
                     Err(Refusal { code, message }) => tally.fail(&code, &message, 1),
                 }
             }
@@ -171,21 +172,7 @@ impl Fleet {
     pub async fn close(self) -> (u64, Option<Refusal>) {
         let mut left = self.tally.sessions;
         let mut why = None;
-        let closing = self.clients.into_iter().map(|mut client| async move {
-            let mut deleted = 0;
-            for session in &client.sessions {
-                let params = reply::session_params(session);
-                match client.link.ask("session.delete", &params).await {
-                    Ok(answer) if answer["success"] == false => {
-                        let message = answer["error"].as_str().unwrap_or("not deleted");
-                        return (deleted, Some(Refusal::new("delete", message)));
-                    }
-                    Ok(_) => deleted += 1,
-                    Err(refusal) => return (deleted, Some(refusal)),
-                }
-            }
-            (deleted, None)
-        });
+        let closing = self.clients.into_iter().map(Client::delete);
         let mut closing = futures_util::stream::iter(closing).buffer_unordered(AT_A_TIME);
         while let Some((deleted, refusal)) = closing.next().await {
             left -= deleted;

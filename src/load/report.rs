@@ -136,10 +136,8 @@ impl<'a> Report<'a> {
                 duration(late)
             ));
         }
-        let threads = options.threads as f64;
-        if self.own_cpu.as_secs_f64()
-            > 0.9 * threads * (self.seconds() + self.opening.as_secs_f64())
-        {
+        let wall = self.opening + options.warmup + tally.took;
+        if self.own_cpu.as_secs_f64() > 0.9 * options.threads as f64 * wall.as_secs_f64() {
             all.push(
                 "this load used all the CPU that its threads can: the target may take more; give \
                  it more --threads"

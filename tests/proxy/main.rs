@@ -29,6 +29,7 @@ mod leaks;
 mod lifecycle;
 mod limits;
 mod live_config;
+mod load;
 mod locate;
 mod methods;
 mod placement;

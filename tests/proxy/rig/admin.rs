@@ -118,6 +118,19 @@ impl Admin {
         })
         .await;
     }
+
+    /// Waits until all series of a family add up to this.
+    pub(crate) async fn metric_is_of(&self, family: &str, wanted: f64) {
+        until(&format!("{family} {wanted}"), async || {
+            let seen = self.scrape().await.sum(family);
+            if (seen - wanted).abs() < 1e-9 {
+                Ok(())
+            } else {
+                Err(seen)
+            }
+        })
+        .await;
+    }
 }
 
 /// What `/metrics` said.
