@@ -21,12 +21,15 @@ use std::{
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use self::{client::Link, report::Report};
 pub use self::{
     client::Refusal,
     fleet::{Fleet, Period},
     plan::{Pace, Share},
     tally::{Failures, Tally, Times},
+};
+use self::{
+    client::{Link, REAL},
+    report::Report,
 };
 use crate::{
     control::signal::Signals,
@@ -64,6 +67,8 @@ pub struct Work {
     pub prompt: String,
     /// A turn that runs longer has failed.
     pub turn_timeout: Duration,
+    /// Whom turns may be sent to.
+    pub permit: Permit,
 }
 
 impl Work {
@@ -83,7 +88,7 @@ impl Work {
     }
 }
 
-/// Which targets turns may be sent to: on a real server each one calls a model.
+/// Whom turns may be sent to: on a real server each one calls a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Permit {
     /// Any.
@@ -114,8 +119,6 @@ pub struct Options {
     pub length: Duration,
     /// Threads that send; each has its share of the connections.
     pub threads: usize,
-    /// Where that is allowed.
-    pub permit: Permit,
     /// How to print.
     pub output: Output,
 }
@@ -132,7 +135,7 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start the runtime: {error}"), 1),
     };
-    if let Err((message, code)) = runtime.block_on(look(&options.work, options.permit)) {
+    if let Err((message, code)) = runtime.block_on(look(&options.work)) {
         return fail(&message, code);
     }
     let stop = CancellationToken::new();
@@ -222,32 +225,28 @@ fn files_for(connections: usize) -> Result<(), String> {
     ))
 }
 
-/// Opens one session and looks where it lives: whether anybody is there, lets us in, and may be
-/// loaded.
-async fn look(work: &Work, permit: Permit) -> Result<(), (String, u8)> {
-    let target = work.targets.first().map_or("", String::as_str);
-    let refused = |refusal: Refusal| (format!("{target}: {refusal}"), UNAVAILABLE);
-    let (mut link, _) = Link::open(work, target).await.map_err(refused)?;
-    let session = format!("{}look", work.prefix);
-    let opened = link
-        .ask("session.create", &work.create_params(&session))
-        .await
-        .map_err(refused)?;
-    let gone = link
-        .ask("session.delete", &reply::session_params(&session))
-        .await;
-    if let Permit::Simulated(root) = permit {
-        let place = opened["workspacePath"].as_str().unwrap_or_default();
-        if !place.starts_with(root) {
-            let message = format!(
-                "{target} is no simulated server (`taxiway sim`): each turn there calls a model, \
-                 which costs money or quota, and sessions are made on its disk. If that is meant, \
-                 say --yes"
-            );
-            return Err((message, USAGE));
-        }
+/// Opens one session at each target: whether anybody is there, lets us in, and may be loaded.
+async fn look(work: &Work) -> Result<(), (String, u8)> {
+    let mut targets: Vec<&String> = work.targets.iter().collect();
+    targets.sort_unstable();
+    targets.dedup();
+    for target in targets {
+        let session = format!("{}look", work.prefix);
+        let looked = async {
+            let (mut link, _) = Link::open(work, target).await?;
+            link.create(work, &session).await?;
+            let gone = reply::session_params(&session);
+            link.ask("session.delete", &gone).await
+        };
+        looked.await.map_err(|refusal: Refusal| {
+            let code = match refusal.code.as_str() {
+                REAL => USAGE,
+                _ => UNAVAILABLE,
+            };
+            (format!("{target}: {refusal}"), code)
+        })?;
     }
-    gone.map(drop).map_err(refused)
+    Ok(())
 }
 
 /// What a thread has measured.

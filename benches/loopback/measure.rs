@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Map;
 use taxiway::{
-    load::{self, Fleet, Pace, Period, Share, Tally, Times},
+    load::{self, Fleet, Pace, Period, Permit, Share, Tally, Times},
     transport::Transport,
 };
 use tokio_util::sync::CancellationToken;
@@ -96,6 +96,7 @@ pub(crate) async fn open(running: &Running, run: u32, work: &Work) -> anyhow::Re
         create: Map::from_iter([("model".to_owned(), "m".into())]),
         prompt: wire::prompt(work.events),
         turn_timeout: PATIENCE,
+        permit: Permit::Any,
     };
     let fleet = Fleet::open(load, Share::ALL, &CancellationToken::new()).await;
     fine(fleet.tally())?;

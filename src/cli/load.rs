@@ -142,16 +142,16 @@ pub(super) fn load(args: LoadArgs) -> ExitCode {
             create,
             prompt: args.prompt.unwrap_or_else(|| simulated_turn(events)),
             turn_timeout: args.turn_timeout,
+            permit: if args.yes {
+                Permit::Any
+            } else {
+                Permit::Simulated(sim::ROOT)
+            },
         },
         pace: args.rate.map_or(Pace::Closed, |rate| Pace::Open { rate }),
         warmup: args.warmup,
         length: args.duration,
         threads: usize::from(args.threads),
-        permit: if args.yes {
-            Permit::Any
-        } else {
-            Permit::Simulated(sim::ROOT)
-        },
         output: match args.output {
             OutputKind::Text => Output::Text,
             OutputKind::Json => Output::Json,

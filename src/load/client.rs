@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Work,
+    Permit, Work,
     frames::{Frames, Heard, hear},
     plan::{Pace, Rota},
     tally::Tally,
@@ -31,6 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes that may wait for a peer that takes none.
 const UNSENT: usize = 1 << 20;
+
+/// The code of a server that is not simulated.
+pub(super) const REAL: &str = "real";
+const IS_REAL: &str = "this is no simulated server (`taxiway sim`): each turn there calls a model, \
+                       which costs money or quota, and sessions are made on its disk. If that is \
+                       meant, say --yes";
 
 /// Room for what one read brings, shared by all clients of a thread.
 pub(super) const SCRATCH: usize = 256 * 1024;
@@ -117,6 +123,22 @@ impl Link {
                 let message = format!("{method} was not answered within {PATIENCE:?}");
                 Err(Refusal::new("timeout", message))
             })
+    }
+
+    /// Opens a session, and looks whether turns may be sent to whoever has it: a Taxiway may have
+    /// servers of any kind. One that may not be loaded is deleted.
+    pub(super) async fn create(&mut self, work: &Work, session: &str) -> Result<(), Refusal> {
+        let params = work.create_params(session);
+        let opened = self.ask("session.create", &params).await?;
+        let place = opened["workspacePath"].as_str().unwrap_or_default();
+        match work.permit {
+            Permit::Simulated(root) if !place.starts_with(root) => {
+                self.ask("session.delete", &reply::session_params(session))
+                    .await?;
+                Err(Refusal::new(REAL, IS_REAL))
+            }
+            Permit::Simulated(_) | Permit::Any => Ok(()),
+        }
     }
 
     async fn call(&mut self, method: &str, params: &str) -> Result<Value, Refusal> {
@@ -344,11 +366,10 @@ impl Client {
         };
         for at in 0..work.sessions {
             let session = work.session_id(connection * work.sessions + at);
-            let params = work.create_params(&session);
             let refused = match stop.is_cancelled() {
                 true => None,
-                false => match client.link.ask("session.create", &params).await {
-                    Ok(_) => {
+                false => match client.link.create(work, &session).await {
+                    Ok(()) => {
                         client.sessions.push(session);
                         continue;
                     }

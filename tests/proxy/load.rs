@@ -349,6 +349,13 @@ async fn a_real_server_is_loaded_only_on_purpose() {
         assert!(refused.err.contains("--yes"), "{}", refused.err);
         let expected = ["connect", "session.create", "session.delete"];
         assert_eq!(*calls.borrow(), expected);
+        // Behind a simulated one it is found as well.
+        let sims = Sims::start(1, Disks::Separate).await;
+        let also = ["--target", &address.to_string()];
+        let refused = load(sims.get("s1").address(), &also).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.err);
+        assert_eq!(sends(&sims), 0);
+        nothing_is_left(&sims);
         let meant = ["--yes", "--connections", "1", "--duration", "1h"];
         let running = start(address, &meant);
         let mut calls = calls;
