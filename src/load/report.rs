@@ -36,7 +36,7 @@ struct Json<'a> {
     seconds: f64,
     interrupted: bool,
     turns: Turns,
-    frames: u64,
+    frames: Rate,
     events: Rate,
     received_bytes: Rate,
     sent_bytes: Rate,
@@ -198,7 +198,7 @@ impl<'a> Report<'a> {
                 cut_short: tally.cut_short,
                 per_second: self.rate(tally.turns).per_second,
             },
-            frames: tally.frames,
+            frames: self.rate(tally.frames),
             events: self.rate(tally.events),
             received_bytes: self.rate(tally.received),
             sent_bytes: self.rate(tally.sent),
@@ -255,9 +255,10 @@ impl<'a> Report<'a> {
             tally.cut_short
         ));
         line(format!(
-            "events    {}: {:.0}/s; received {:.2} MB/s, sent {:.2} MB/s",
+            "received  {} frames ({:.0}/s), {} of them events; {:.2} MB/s in, {:.2} MB/s out",
+            tally.frames,
+            self.rate(tally.frames).per_second,
             tally.events,
-            self.rate(tally.events).per_second,
             self.rate(tally.received).per_second / 1e6,
             self.rate(tally.sent).per_second / 1e6
         ));
