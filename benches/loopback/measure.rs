@@ -144,6 +144,7 @@ pub(crate) async fn closed(
     })
 }
 
+/// Every session has had a turn before it is measured, and has two at least while it is.
 pub(crate) async fn planned(
     running: &Running,
     run: u32,
@@ -152,8 +153,11 @@ pub(crate) async fn planned(
     seconds: f64,
 ) -> anyhow::Result<Open> {
     let mut fleet = open(running, run, what).await?;
+    let pace = Pace::Open { rate };
+    let once = (what.connections * what.sessions) as f64 / rate;
+    work(&mut fleet, what, pace, once).await?;
     let meter = Meter::start(running)?;
-    let tally = work(&mut fleet, what, Pace::Open { rate }, seconds).await?;
+    let tally = work(&mut fleet, what, pace, seconds.max(2.0 * once)).await?;
     let micros = |times: &Times, percent| times.percentile(percent).as_secs_f64() * 1e6;
     Ok(Open {
         rate,
