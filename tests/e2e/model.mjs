@@ -10,6 +10,7 @@
 //   [[slow MS]]          waits between two tokens
 //   [[hold NAME]]        after the first token waits for POST /release/NAME; before the answer,
 //                        so that a test ends a turn when it wants to, without a clock
+//   [[flow NAME]]        answers NAME-0 NAME-1 … until POST /release/NAME; [[slow MS]] between
 //   [[tool NAME {…}]]    calls a tool; several: one model round each, in order
 //   [[ptool NAME {…}]]   calls a tool; all of a message in one round, before any [[tool …]]
 //   [[ask QUESTION]]     calls ask_user, in order with [[tool …]]
@@ -50,7 +51,7 @@ export function readScript(prompt) {
     if (word === "say") script.say = rest;
     else if (word === "len") script.len = Math.min(Number(rest) || 0, MAX_TOKENS);
     else if (word === "slow") script.slow = Number(rest) || 0;
-    else if (word === "hold") script.hold = rest;
+    else if (word === "hold" || word === "flow") script[word] = rest;
     else if (word === "fail") script.fail = Number(rest);
     else if (word === "history" || word === "results" || word === "steer") script[word] = true;
     else if (word === "ask") {
@@ -87,6 +88,10 @@ export function plan(messages) {
     return { script, text: JSON.stringify(turn.filter((m) => m.role === "tool").map(textOf)) };
   }
   if (script.say !== undefined) return { script, text: script.say };
+  if (script.flow) {
+    const tokens = Array.from({ length: MAX_TOKENS }, (_, i) => `${script.flow}-${i}`);
+    return { script, text: tokens.join(" ") };
+  }
   return { script, text: Array.from({ length: script.len }, (_, i) => `tok${i}`).join(" ") };
 }
 
@@ -124,6 +129,7 @@ export async function startModel() {
     }
     return holds.get(name);
   };
+  const released = (name) => holdOf(name).released;
   const release = (name) => {
     const hold = holdOf(name);
     hold.released = true;
@@ -225,6 +231,7 @@ export async function startModel() {
     } else {
       for (const [index, token] of tokensOf(text).entries()) {
         if (gone.signal.aborted) return;
+        if (script.flow && index > 0 && released(script.flow)) break;
         delta({ content: token });
         if (index === 0 && script.hold) await waitAt(script.hold, gone.signal);
         if (script.slow > 0) await new Promise((resolve) => setTimeout(resolve, script.slow));
