@@ -31,6 +31,7 @@ mod limits;
 mod live_config;
 mod load;
 mod locate;
+mod matrix;
 mod methods;
 mod placement;
 mod pressure;

@@ -17,9 +17,10 @@ const USERS: &[(&str, &str, &str, &str)] = &[
     ("far", "other", "service", "-"),
 ];
 
-struct House {
-    sims: Sims,
-    taxiway: Taxiway,
+/// A proxy that wants a token, before servers.
+pub(crate) struct House {
+    pub(crate) sims: Sims,
+    pub(crate) taxiway: Taxiway,
 }
 
 fn token(user: &str) -> String {
@@ -27,7 +28,7 @@ fn token(user: &str) -> String {
 }
 
 impl House {
-    async fn new(disks: Disks, settings: impl FnOnce(Conf) -> Conf) -> Self {
+    pub(crate) async fn new(disks: Disks, settings: impl FnOnce(Conf) -> Conf) -> Self {
         let sims = Sims::start(2, disks).await;
         let conf = Conf::new(disks)
             .all_of(&sims)
@@ -50,7 +51,7 @@ impl House {
         Self { sims, taxiway }
     }
 
-    async fn client(&self, user: &str) -> Client {
+    pub(crate) async fn client(&self, user: &str) -> Client {
         let client = Client::connect(self.taxiway.address()).await;
         let said = client.call("connect", json!({ "token": token(user) }));
         said.await.unwrap();
@@ -64,7 +65,7 @@ impl House {
 }
 
 /// An answer with the id that was asked for replaced, so that answers about several can be compared.
-fn about(answer: Result<Value, Failure>, session: &str) -> String {
+pub(crate) fn about(answer: Result<Value, Failure>, session: &str) -> String {
     format!("{answer:?}").replace(session, "ID")
 }
 
