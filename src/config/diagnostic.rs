@@ -336,10 +336,11 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 /// The text with secrets starred out, each byte by one star so that offsets stay right.
 ///
 /// Beside the given ranges, the rest of a line after `…token =`, `…secret =`, `…password =` is
-/// hidden: such keys do not exist, and what people put there by mistake is the clear text.
+/// hidden: such keys do not exist, and what people put there by mistake is the clear text. So it is
+/// after `token_sha256 =`, where they may have put the token and not its hash.
 fn masked(text: &str, ranges: &[Range<usize>]) -> String {
-    let inline = Regex::new(r#"(?i)(?:token|secret|password)["']?[ \t]*=[ \t]*([^\r\n]+)"#)
-        .expect("a constant pattern");
+    let keys = r#"(?i)(?:token|secret|password)(?:_sha256)?["']?[ \t]*=[ \t]*([^\r\n]+)"#;
+    let inline = Regex::new(keys).expect("a constant pattern");
     let mut bytes = text.as_bytes().to_vec();
     let found = inline
         .captures_iter(text)
@@ -373,13 +374,14 @@ mod tests {
 
     #[test]
     fn clear_text_secrets_are_starred_out() {
-        let text = "token = \"hunter2\"\n[[b]]\nx = { connection_token='p\u{fc}', a = 1 }\ntoken_env = \"NAME\"\n";
+        let text = "token = \"hunter2\"\n[[b]]\nx = { connection_token='p\u{fc}', a = 1 }\ntoken_env = \"NAME\"\n[[p]]\ntoken_sha256 = swordfish";
         let shown = masked(text, &[]);
         assert_eq!(shown.len(), text.len());
         assert!(
-            !shown.contains("hunter2") && !shown.contains('p'),
+            !shown.contains("hunter2") && !shown.contains('\u{fc}'),
             "{shown}"
         );
+        assert!(!shown.contains("swordfish"), "{shown}");
         assert!(shown.contains("token_env = \"NAME\""), "{shown}");
         let name = text.find("NAME").unwrap();
         let ranges = std::iter::once(name..name + 4).collect::<Vec<_>>();

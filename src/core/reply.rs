@@ -602,6 +602,7 @@ impl fmt::Display for Quote<'_> {
     }
 }
 
+mod logged;
 mod lost;
 
 #[cfg(test)]

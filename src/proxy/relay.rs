@@ -440,7 +440,7 @@ impl<'a> Front<'a> {
             method: method.into(),
             session: None,
             code: error.code(),
-            message: error.to_string().into(),
+            message: error.logged().into(),
         });
     }
 

@@ -531,7 +531,7 @@ impl Mux {
             method: Arc::from(method),
             session,
             code: error.code(),
-            message: Arc::from(error.to_string()),
+            message: Arc::from(error.logged()),
         }));
     }
 }
