@@ -122,7 +122,7 @@ impl Mux {
         assert_eq!(waits, self.waiting, "sessions with a deadline");
         for (key, entry) in &self.entries {
             let id = &entry.id;
-            let mine = |own: &&super::own::Own| own.key == key && own.reopens();
+            let mine = |own: &&super::own::Own| own.key == key && own.step().is_some();
             let own = self.own.iter().filter(mine);
             let Some(reopening) = &entry.reopening else {
                 assert_eq!(own.count(), 0, "{id}: calls of ours for nothing");

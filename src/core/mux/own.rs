@@ -3,6 +3,7 @@
 use super::{
     Context, Mux,
     outbox::{Dest, Outbox},
+    reopen::Step,
     session::Rest,
     turn::frame,
     upstream::{Phase, SlotId, Waiting},
@@ -20,32 +21,20 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Whether it is a step of a reopening.
-    pub(super) fn reopens(&self) -> bool {
-        !matches!(
-            self.errand,
-            Errand::Save(_)
-                | Errand::Nobodys
-                | Errand::Join
-                | Errand::OpenInFull
-                | Errand::Halt
-                | Errand::Leave
-                | Errand::Quell
-        )
+    /// The step of a reopening that it is.
+    pub(super) fn step(&self) -> Option<Step> {
+        if let Errand::Reopen(step) = self.errand {
+            return Some(step);
+        }
+        None
     }
 }
 
 /// What it is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Errand {
-    Resume,
-    Create,
-    /// An answer that the turn has had is given again, in case it was not on disk.
-    Answer,
-    /// Does the turn that waits for the client go on?
-    IsProcessing,
-    Abort,
-    Repeat,
+    /// A step of opening a session again.
+    Reopen(Step),
     /// What was acknowledged goes to disk; the answer to this call waits for that.
     Save(Option<RequestId>),
     /// The first step of taking a session over.
@@ -117,6 +106,30 @@ impl Mux {
             .iter()
             .position(|own| own.slot == slot && own.id == *id)?;
         Some(self.own.swap_remove(at))
+    }
+
+    /// What follows from its answer: the room that has asked knows.
+    pub(super) fn handle_own_answer(
+        &mut self,
+        cx: &Context<'_>,
+        own: &Own,
+        answer: &OwnAnswer<'_>,
+        out: &mut Outbox,
+    ) {
+        let key = own.key;
+        match &own.errand {
+            Errand::Reopen(step) => self.step_done(cx, (own, *step), answer, out),
+            Errand::Save(Some(call)) => self.let_go(cx, own.slot, call, out),
+            Errand::Join => self.joined(cx, key, answer, out),
+            Errand::OpenInFull => self.opened_in_full(cx, key, answer.succeeded, out),
+            Errand::Halt => self.halted(cx, key, out),
+            Errand::Leave => self.left(cx, key, out),
+            Errand::Quell => {
+                self.quelled(key, own.slot);
+                self.pass_next_send(cx, key, out);
+            }
+            Errand::Save(None) | Errand::Nobodys => {}
+        }
     }
 
     /// Whether an abort of ours is not answered yet where the session is: a send that came to its

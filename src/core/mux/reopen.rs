@@ -59,6 +59,19 @@ pub(super) enum Stage {
     Pausing(Instant),
 }
 
+/// A call of ours on the way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    Resume,
+    Create,
+    /// An answer that the turn has had is given again, in case it was not on disk.
+    Answer,
+    /// Does the turn that waits for the client go on?
+    IsProcessing,
+    Abort,
+    Repeat,
+}
+
 /// Why a session is opened again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cause {
@@ -178,7 +191,7 @@ impl Mux {
     /// The answers to what is under way for a reopening do not count any more.
     pub(super) fn abandon_errands(&mut self, key: usize) {
         for own in self.own.iter_mut().filter(|own| own.key == key) {
-            if own.reopens() {
+            if own.step().is_some() {
                 own.errand = Errand::Nobodys;
             }
         }
@@ -314,14 +327,14 @@ impl Mux {
                         reopening.repeated = 0;
                     }
                 });
-                self.run(cx, key, Errand::Resume, out);
+                self.run(cx, key, Step::Resume, out);
             }
             Err(error) => self.give_up(cx, key, &error, out),
         }
     }
 
     /// Makes a call of our own.
-    fn run(&mut self, cx: &Context<'_>, key: usize, errand: Errand, out: &mut Outbox) {
+    fn run(&mut self, cx: &Context<'_>, key: usize, step: Step, out: &mut Outbox) {
         let entry = &self.entries[key];
         let session = entry.id.as_str();
         let (Some(slot), Some(kept), Some(reopening)) = (entry.slot, &entry.kept, &entry.reopening)
@@ -331,28 +344,21 @@ impl Mux {
         let opens = |form: Form| {
             reopen::params(&kept.body, session, form).map(|params| (form.method(), params))
         };
-        let call = match errand {
-            Errand::Resume => opens(Form::Resume {
+        let call = match step {
+            Step::Resume => opens(Form::Resume {
                 keep_model: !kept.model_chosen,
             }),
-            Errand::Create => opens(Form::Create),
-            Errand::Save(_)
-            | Errand::Join
-            | Errand::OpenInFull
-            | Errand::Halt
-            | Errand::Leave
-            | Errand::Quell
-            | Errand::Nobodys => return,
-            Errand::Answer => entry
+            Step::Create => opens(Form::Create),
+            Step::Answer => entry
                 .answers
                 .get(reopening.answered)
                 .map(|r| (&*r.method, r.params.to_string())),
-            Errand::IsProcessing => Some((
+            Step::IsProcessing => Some((
                 "session.metadata.isProcessing",
                 reply::session_params(session),
             )),
-            Errand::Abort => Some(("session.abort", reply::session_params(session))),
-            Errand::Repeat => kept
+            Step::Abort => Some(("session.abort", reply::session_params(session))),
+            Step::Repeat => kept
                 .repeats
                 .get(reopening.repeated)
                 .map(|r| (&*r.method, r.params.to_string())),
@@ -363,65 +369,42 @@ impl Mux {
             return;
         };
         let method = method.to_owned();
+        let errand = Errand::Reopen(step);
         self.call_own(cx, key, slot, errand, &method, &params, out);
     }
 
-    /// What follows from it.
-    pub(super) fn handle_own_answer(
+    /// What follows from its answer.
+    pub(super) fn step_done(
         &mut self,
         cx: &Context<'_>,
-        own: &Own,
+        (own, step): (&Own, Step),
         answer: &OwnAnswer<'_>,
         out: &mut Outbox,
     ) {
         let key = own.key;
-        if let Errand::Save(call) = &own.errand {
-            if let Some(id) = call {
-                self.let_go(cx, own.slot, id, out);
-            }
-            return;
-        }
-        match own.errand {
-            Errand::Join => self.joined(cx, key, answer, out),
-            Errand::OpenInFull => self.opened_in_full(cx, key, answer.succeeded, out),
-            Errand::Halt => self.halted(cx, key, out),
-            Errand::Leave => self.left(cx, key, out),
-            Errand::Quell => {
-                self.quelled(key, own.slot);
-                self.pass_next_send(cx, key, out);
-            }
-            Errand::Resume
-            | Errand::Create
-            | Errand::Answer
-            | Errand::IsProcessing
-            | Errand::Abort
-            | Errand::Repeat
-            | Errand::Save(_)
-            | Errand::Nobodys => {}
-        }
         let left = |e: &Entry| e.kept.is_none() && e.reopening.is_some();
-        if own.reopens() && self.entries.get(key).is_some_and(left) {
+        if self.entries.get(key).is_some_and(left) {
             self.left_while_opening(cx, key, own.slot, out);
             return;
         }
         let Some(reopening) = self.entries.get_mut(key).and_then(|e| e.reopening.as_mut()) else {
             return;
         };
-        match own.errand {
-            Errand::Resume if answer.succeeded => self.ask_survivor(cx, key, out),
-            Errand::Answer => {
+        match step {
+            Step::Resume if answer.succeeded => self.ask_survivor(cx, key, out),
+            Step::Answer => {
                 reopening.answered += 1;
                 let refused = memchr::memmem::find(answer.result, br#""success":false"#).is_some();
                 reopening.wanted |= answer.succeeded && !refused;
                 self.ask_survivor(cx, key, out);
             }
-            Errand::Resume if answer.not_found => self.run(cx, key, Errand::Create, out),
-            Errand::Create if answer.succeeded => {
+            Step::Resume if answer.not_found => self.run(cx, key, Step::Create, out),
+            Step::Create if answer.succeeded => {
                 reopening.created = true;
                 self.entries[key].rest = Rest::Nothing;
                 self.next_errand(cx, key, out);
             }
-            Errand::IsProcessing => {
+            Step::IsProcessing => {
                 let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
                 // It waits for something that its client was never asked: the question was lost on
                 // its way, and nobody asks it again.
@@ -434,19 +417,12 @@ impl Mux {
                 }
                 self.next_errand(cx, key, out);
             }
-            Errand::Save(_)
-            | Errand::Join
-            | Errand::OpenInFull
-            | Errand::Halt
-            | Errand::Leave
-            | Errand::Quell
-            | Errand::Nobodys => {}
-            Errand::Resume | Errand::Create => self.pause(cx, key, out),
-            Errand::Abort => {
+            Step::Resume | Step::Create => self.pause(cx, key, out),
+            Step::Abort => {
                 self.quelled(key, own.slot);
                 self.next_errand(cx, key, out);
             }
-            Errand::Repeat => {
+            Step::Repeat => {
                 let at = reopening.repeated;
                 reopening.repeated += 1;
                 let kept = self.entries[key].kept.as_mut();
@@ -470,9 +446,9 @@ impl Mux {
         if entry.turn.is_none() {
             self.next_errand(cx, key, out);
         } else if reopening.answered < entry.answers.len() {
-            self.run(cx, key, Errand::Answer, out);
+            self.run(cx, key, Step::Answer, out);
         } else {
-            self.run(cx, key, Errand::IsProcessing, out);
+            self.run(cx, key, Step::IsProcessing, out);
         }
     }
 
@@ -482,9 +458,9 @@ impl Mux {
             return;
         };
         if entry.rest == Rest::Runs {
-            self.run(cx, key, Errand::Abort, out);
+            self.run(cx, key, Step::Abort, out);
         } else if reopening.repeated < kept.repeats.len() {
-            self.run(cx, key, Errand::Repeat, out);
+            self.run(cx, key, Step::Repeat, out);
         } else {
             self.reopened(cx, key, out);
         }
