@@ -194,7 +194,7 @@ impl Stage {
             } else if let Output::TurnOver { session, .. } = output {
                 let next = self
                     .turns
-                    .release(self.now, session.as_str(), self.mux.id(), None);
+                    .release(self.now, session.as_str(), self.mux.id());
                 black_box(next);
             } else if let Output::Connect { slot, .. } = output {
                 self.slot = Some(slot);

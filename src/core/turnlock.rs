@@ -124,6 +124,41 @@ pub struct Waiter {
     pub since: Instant,
 }
 
+/// How it stands with a turn that a connection gives away.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Parting {
+    /// It is over.
+    Over,
+    /// It may go on, and is not heard there any more. It waits for these (`requestId`s).
+    Unheard(Vec<String>),
+    /// It goes on and is heard there, but waits for these, of which that client knows nothing.
+    Unasked(Vec<String>),
+}
+
+impl Parting {
+    /// What the turn waits for.
+    pub fn asked(&self) -> &[String] {
+        match self {
+            Self::Over => &[],
+            Self::Unheard(asked) | Self::Unasked(asked) => asked,
+        }
+    }
+
+    /// Who is to say when it is over, given who hears the session: the first who can be told. Who
+    /// was asked may stand anywhere, so each passes it on to the next.
+    pub fn heirs(&self, by: ConnectionId, mut hearers: Vec<ConnectionId>) -> Vec<ConnectionId> {
+        match self {
+            Self::Over => hearers.clear(),
+            Self::Unheard(_) => hearers.retain(|heir| *heir != by),
+            Self::Unasked(_) => {
+                let at = hearers.iter().position(|heir| *heir == by);
+                hearers.drain(..at.map_or(hearers.len(), |at| at + 1));
+            }
+        }
+        hearers
+    }
+}
+
 /// The lock of one session.
 #[derive(Clone, Debug)]
 pub struct Lock {

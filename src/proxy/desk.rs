@@ -20,9 +20,9 @@ use crate::{
         id::{ConnectionId, SessionId},
         identity::{Caps, Person, Principal, Role},
         mux::{Commons, Over},
-        turnlock::{Ask, Verdict},
+        turnlock::{Ask, Parting, Verdict},
     },
-    store::{Next, Store, Turns},
+    store::{Store, Turns},
 };
 
 /// Where a connection asks. Dropped, it gives back all that was counted for it.
@@ -241,40 +241,49 @@ impl Commons for Desk {
     }
 }
 
-/// The turn of `by` is over, or goes on without being heard there: somebody else may have it now.
+/// A connection gives the turn of `session` away: somebody else may have it now. Returns false if it
+/// goes on, and nobody else can have it: it is still `by`'s.
 pub(super) fn end_turn(
     store: &Store,
     hub: &Hub,
     now: Instant,
     session: &SessionId,
-    mut by: ConnectionId,
-    over: bool,
-) {
+    by: ConnectionId,
+    parting: &Parting,
+) -> bool {
     let turns = store.turns();
-    let mut heirs = if over {
-        Vec::new()
-    } else {
-        store.lock().hearers(session.as_str())
-    };
-    loop {
-        heirs.retain(|heir| *heir != by);
-        let heir = heirs.first().copied();
-        let (next, news) = match turns.release(now, session.as_str(), by, heir) {
-            Next::Nobody => return,
-            Next::Granted(next) => (next, Message::TurnGranted(session.clone())),
-            Next::Inherited(next) => (next, Message::TurnInherited(session.clone())),
-        };
-        if hub.send(next, news) {
-            return;
+    let mut holder = by;
+    if *parting != Parting::Over {
+        let hearers = store.lock().hearers(session.as_str());
+        let asked: Arc<[String]> = parting.asked().into();
+        for heir in parting.heirs(by, hearers) {
+            if !turns.pass(session.as_str(), holder, heir) {
+                return true;
+            }
+            let news = Message::TurnInherited(session.clone(), asked.clone());
+            if hub.send(heir, news) {
+                return true;
+            }
+            // It has left meanwhile.
+            holder = heir;
         }
-        // It has left meanwhile.
-        by = next;
+        if matches!(parting, Parting::Unasked(_)) {
+            return holder != by && !turns.pass(session.as_str(), holder, by);
+        }
     }
+    while let Some(next) = turns.release(now, session.as_str(), holder) {
+        if hub.send(next, Message::TurnGranted(session.clone())) {
+            break;
+        }
+        holder = next;
+    }
+    true
 }
 
 /// The connection is gone: what it had and waited for is somebody else's.
 pub(super) fn leave(store: &Store, hub: &Hub, connection: ConnectionId) {
+    let unheard = Parting::Unheard(Vec::new());
     for session in store.turns().leave(connection) {
-        end_turn(store, hub, Instant::now(), &session, connection, false);
+        end_turn(store, hub, Instant::now(), &session, connection, &unheard);
     }
 }

@@ -436,7 +436,7 @@ impl Driver {
             Output::TurnBegan(session) => {
                 let reports = store.lock().begin_turn(session.as_str(), self.id);
                 if reports && store.turns().begun(cx.now, &session, self.id) {
-                    self.mux.handle_turn_inherited(cx.now, &session);
+                    self.mux.handle_turn_taken(cx.now, &session);
                 }
             }
             Output::TurnEnded(mut record, mark) => {
@@ -449,9 +449,12 @@ impl Driver {
                     observer.record(&Event::Turn(record));
                 }
             }
-            Output::TurnOver { session, over } => {
+            Output::TurnOver { session, parting } => {
                 self.desk.turn_over(&session);
-                desk::end_turn(store, &self.shared.hub, cx.now, &session, self.id, over);
+                let hub = &self.shared.hub;
+                if !desk::end_turn(store, hub, cx.now, &session, self.id, &parting) {
+                    self.mux.handle_turn_orphaned(cx, &session, &mut self.out);
+                }
             }
             Output::TurnPassed { session, to } => {
                 self.desk.turn_over(&session);

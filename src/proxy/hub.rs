@@ -55,8 +55,8 @@ pub enum Message {
     SessionLost(SessionId, BackendName),
     /// It is this connection's turn in the session, as it wanted.
     TurnGranted(SessionId),
-    /// The turn that runs in the session is this connection's to watch.
-    TurnInherited(SessionId),
+    /// The turn that runs in the session is this connection's to watch; what it waits for.
+    TurnInherited(SessionId, Arc<[String]>),
     /// The machine of another connection says something about a session.
     Note(ConnectionId, Note),
     /// The rules have changed.

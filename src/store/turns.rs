@@ -16,17 +16,6 @@ use crate::core::{
 #[derive(Clone, Debug, Default)]
 pub struct Turns(Arc<Mutex<Locks>>);
 
-/// What follows from the end of a turn.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Next {
-    /// Nobody waits.
-    Nobody,
-    /// It is this connection's turn, which is to be told.
-    Granted(ConnectionId),
-    /// The turn goes on, and this connection, which is to be told, says when it is over.
-    Inherited(ConnectionId),
-}
-
 impl Turns {
     /// [`Locks::ask`]
     pub fn ask(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
@@ -43,25 +32,9 @@ impl Turns {
         self.lock().begun(now, session, by)
     }
 
-    /// The turn of `by` is over, or goes on and is heard by `heir` alone.
-    pub fn release(
-        &self,
-        now: Instant,
-        session: &str,
-        by: ConnectionId,
-        heir: Option<ConnectionId>,
-    ) -> Next {
-        let mut locks = self.lock();
-        if let Some(heir) = heir {
-            return if locks.pass(session, by, heir) {
-                Next::Inherited(heir)
-            } else {
-                Next::Nobody
-            };
-        }
-        locks
-            .release(now, session, by)
-            .map_or(Next::Nobody, Next::Granted)
+    /// [`Locks::release`]
+    pub fn release(&self, now: Instant, session: &str, by: ConnectionId) -> Option<ConnectionId> {
+        self.lock().release(now, session, by)
     }
 
     /// [`Locks::pass`]
@@ -111,28 +84,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_heir_has_the_turn_and_without_one_the_next() {
-        let (turns, s) = (Turns::default(), SessionId::from("s"));
-        let now = Instant::now();
-        let [one, two, three] = [1, 2, 3].map(ConnectionId);
-        assert_eq!(turns.ask(now, &s, &ask(1)), Verdict::Taken);
-        let steers = Some(false);
-        let waits = Ask { steers, ..ask(2) };
-        assert_eq!(turns.ask(now, &s, &waits), Verdict::Waits);
-        assert_eq!(turns.release(now, "s", two, None), Next::Nobody, "not his");
-        assert_eq!(turns.release(now, "s", two, Some(three)), Next::Nobody);
-        assert_eq!(
-            turns.release(now, "s", one, Some(three)),
-            Next::Inherited(three)
-        );
-        assert_eq!(turns.waiting(), 1);
-        assert_eq!(turns.release(now, "s", three, None), Next::Granted(two));
-        assert_eq!(turns.leave(two), [s]);
-        assert_eq!(turns.release(now, "s", two, None), Next::Nobody);
-        assert!(turns.get("s").is_none());
-    }
-
     /// The promise is less than 50 µs, with whatever machine this runs on.
     #[test]
     fn a_turn_that_nobody_else_wants_costs_microseconds() {
@@ -147,10 +98,7 @@ mod tests {
             .map(|_| {
                 let begun = Instant::now();
                 assert_eq!(turns.ask(begun, &session, &ask(7)), Verdict::Taken);
-                assert_eq!(
-                    turns.release(begun, "s", ConnectionId(7), None),
-                    Next::Nobody
-                );
+                assert_eq!(turns.release(begun, "s", ConnectionId(7)), None);
                 begun.elapsed()
             })
             .collect();

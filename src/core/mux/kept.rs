@@ -173,9 +173,7 @@ impl Mux {
                 let Some(answered) = answered else { return };
                 // A server that is about to end wants it no more, the next one may: whatever it
                 // said, the client will not answer again.
-                let asked = entry.asked.len();
-                entry.asked.retain(|asked| asked.id != answered);
-                let was_open = entry.asked.len() < asked;
+                let was_open = entry.settle(answered);
                 let params = call.copy.as_ref().and_then(|body| params_of(body));
                 if let (Some(params), Some(_)) = (params, &entry.turn) {
                     if entry.answers.len() >= REPEATS {

@@ -12,7 +12,7 @@ use super::{
     Context, Mux, Output, Settings,
     calls::Call,
     outbox::{Dest, Outbox},
-    own::Errand,
+    own::{Errand, Own},
     turn::frame,
 };
 use crate::core::{
@@ -23,7 +23,7 @@ use crate::core::{
     reply::{LostBy, ProxyError},
     route::Class,
     scan,
-    turnlock::{Ask, Rule, Verdict},
+    turnlock::{Ask, Parting, Rule, Verdict},
 };
 
 /// What this connection has to do with locks. Each session stands in each list once.
@@ -45,10 +45,14 @@ pub(super) struct Hold {
     /// The send that it was taken for, until it has its answer.
     call: Option<Send>,
     since: Instant,
-    /// It was given while this connection still heard the turn before run.
-    overlaps: bool,
-    /// The end of that turn.
+    before: Before,
+    /// The end of the turn before.
     unsaid: Option<Vec<u8>>,
+    /// What the turn waits for, as far as this connection's client was asked.
+    asked: Vec<String>,
+    /// What it waited for when it was inherited, until it is known whether this connection's client
+    /// was asked.
+    pub(super) unasked: Vec<String>,
 }
 
 /// A lock that it waits for.
@@ -60,6 +64,28 @@ pub(super) struct Want {
     since: Instant,
     /// The end of the turn that it waits for, once that is there.
     unsaid: Option<Vec<u8>>,
+}
+
+/// How it stands with the turn before, as this connection hears it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Before {
+    Over,
+    /// The lock was given while it was heard to run.
+    Runs,
+    /// It was aborted. Its end comes before the next message, or not at all (docs/protocol.md).
+    Aborted,
+}
+
+impl Hold {
+    /// It is given away in a turn that may go on.
+    fn unheard(self) -> Output {
+        let mut asked = self.asked;
+        asked.extend(self.unasked);
+        Output::TurnOver {
+            session: self.session,
+            parting: Parting::Unheard(asked),
+        }
+    }
 }
 
 /// A call, and which one under its id.
@@ -96,15 +122,26 @@ impl Locks {
         self.wanted.iter().find(|want| want.session == *session)
     }
 
+    pub(super) fn hold_of(&mut self, session: &SessionId) -> Option<&mut Hold> {
+        self.held.iter_mut().find(|hold| hold.session == *session)
+    }
+
+    /// A turn is this connection's that it has not asked for.
+    pub(super) fn take(&mut self, session: &SessionId, since: Instant) {
+        self.hold(session, None, since);
+    }
+
     fn hold(&mut self, session: &SessionId, call: Option<Send>, since: Instant) {
         let hold = Hold {
             session: session.clone(),
             call,
             since,
-            overlaps: false,
+            before: Before::Over,
             unsaid: None,
+            asked: Vec::new(),
+            unasked: Vec::new(),
         };
-        match self.held.iter_mut().find(|hold| hold.session == *session) {
+        match self.hold_of(session) {
             Some(known) => *known = hold,
             None => self.held.push(hold),
         }
@@ -116,6 +153,12 @@ impl Locks {
         let wanted = self.wanted.iter_mut().map(|w| (&w.session, &mut w.unsaid));
         for (_, unsaid) in held.chain(wanted).filter(|(s, _)| *s == session) {
             *unsaid = None;
+        }
+        if let Some(hold) = self
+            .hold_of(session)
+            .filter(|h| h.before == Before::Aborted)
+        {
+            hold.before = Before::Over;
         }
     }
 
@@ -276,10 +319,10 @@ impl Mux {
             let took = cx.now.saturating_duration_since(want.since);
             self.outputs.push_back(Output::TurnWaited(took));
         }
-        let overlaps = key.is_some_and(|key| self.entries[key].turn.is_some());
+        let runs = key.is_some_and(|key| self.entries[key].turn.is_some());
         self.locks.hold(session, call, cx.now);
         if let Some(hold) = self.locks.held.iter_mut().find(|h| h.session == *session) {
-            hold.overlaps = overlaps;
+            hold.before = if runs { Before::Runs } else { Before::Over };
             hold.unsaid = want.and_then(|want| want.unsaid);
         }
         if let Some(key) = key {
@@ -290,16 +333,6 @@ impl Mux {
         }
         self.try_freezes(cx);
         self.close_if_quiet();
-    }
-
-    /// This connection is to say when the turn of `session` is over: nobody else will.
-    pub fn handle_turn_inherited(&mut self, now: Instant, session: &SessionId) {
-        if !self.is_closed() {
-            self.locks.hold(session, None, now);
-        } else {
-            let (session, over) = (session.clone(), false);
-            self.outputs.push_back(Output::TurnOver { session, over });
-        }
     }
 
     // The end of the turn before.
@@ -314,19 +347,33 @@ impl Mux {
         let Some(entry) = self.entries.get(key) else {
             return false;
         };
-        if matches!(kind, b"user.message" | b"assistant.turn_start") {
-            self.locks.forget_idle(&entry.id);
-            return false;
+        match kind {
+            b"user.message" | b"assistant.turn_start" => {
+                self.locks.forget_idle(&entry.id);
+                return false;
+            }
+            b"abort" => {
+                let hold = self.locks.hold_of(&entry.id);
+                if let Some(hold) = hold.filter(|h| h.before == Before::Runs) {
+                    hold.before = Before::Aborted;
+                }
+                return false;
+            }
+            b"session.idle" => {}
+            _ => return false,
         }
-        if kind != b"session.idle" {
-            return false;
-        }
-        let held = self.locks.held.iter_mut();
-        let hold = held.filter(|h| h.overlaps).find(|h| h.session == entry.id);
+        // What ended before the send was taken was told before its answer.
+        let calls = &self.calls;
+        let before = |h: &&mut Hold| {
+            h.session == entry.id
+                && h.before != Before::Over
+                && h.call.as_ref().is_some_and(|call| call.is_in(calls))
+        };
+        let hold = self.locks.held.iter_mut().find(before);
         let wanted = self.locks.wanted.iter_mut();
         let want = wanted.filter(|w| w.call.is_in(&self.calls));
         let unsaid = if let Some(hold) = hold {
-            hold.overlaps = false;
+            hold.before = Before::Over;
             &mut hold.unsaid
         } else if let Some(want) = want.into_iter().find(|w| w.session == entry.id) {
             &mut want.unsaid
@@ -369,25 +416,59 @@ impl Mux {
     }
 
     fn drop_holds(&mut self) -> Option<Output> {
-        let gone = self.locks.held.iter().position(|h| !self.needs_lock(h))?;
-        let Hold { session, .. } = self.locks.held.swap_remove(gone);
-        let entry = self.by_session.get(&session).map(|key| &self.entries[*key]);
+        let Some(gone) = self.locks.held.iter().position(|h| !self.needs_lock(h)) else {
+            self.note_asked();
+            return None;
+        };
+        let hold = self.locks.held.swap_remove(gone);
+        let key = self.by_session.get(&hold.session);
+        let entry = key.map(|key| &self.entries[*key]);
         let over = entry.is_some_and(|e| e.attached && e.slot.is_some() && e.reopening.is_none());
-        Some(Output::TurnOver { session, over })
+        Some(if over {
+            Output::TurnOver {
+                session: hold.session,
+                parting: Parting::Over,
+            }
+        } else {
+            hold.unheard()
+        })
+    }
+
+    /// Whoever has a turn next that goes on has to know what it waits for; then it may be too late to
+    /// look.
+    fn note_asked(&mut self) {
+        for hold in &mut self.locks.held {
+            let key = self.by_session.get(&hold.session);
+            let asked = key.map_or(&[][..], |key| &self.entries[*key].asked);
+            if !asked.iter().map(|asked| &asked.id).eq(&hold.asked) {
+                hold.asked = asked.iter().map(|asked| asked.id.clone()).collect();
+            }
+        }
     }
 
     fn needs_lock(&self, hold: &Hold) -> bool {
+        let key = self.by_session.get(&hold.session).copied();
         if hold.call.as_ref().is_some_and(|call| self.is_pending(call)) {
-            return true;
+            // A send may be answered only at the end of its turn; but if its client was asked what
+            // that waits for and has detached, somebody else has to see that there is one.
+            let entry = key.map(|key| &self.entries[key]);
+            let hears = entry.is_some_and(|e| e.is_here() || e.reopening.is_some());
+            return hears || hold.asked.is_empty();
         }
-        let Some(key) = self.by_session.get(&hold.session).copied() else {
+        let Some(key) = key else {
             return false;
         };
         // An abort that is on its way would end the next one's turn.
-        let aborting = |own: &super::own::Own| {
-            own.key == key && matches!(own.errand, Errand::Nobodys | Errand::Halt | Errand::Quell)
+        let matters = |own: &Own| match &own.errand {
+            Errand::Nobodys | Errand::Halt | Errand::Quell => own.key == key,
+            Errand::Inherit(session) => *session == hold.session,
+            Errand::Reopen(_)
+            | Errand::Save(_)
+            | Errand::Join
+            | Errand::OpenInFull
+            | Errand::Leave => false,
         };
-        self.entries[key].turn.is_some() || self.own.iter().any(aborting)
+        self.entries[key].turn.is_some() || self.own.iter().any(matters)
     }
 
     fn drop_wants(&mut self) -> Option<Output> {
@@ -417,8 +498,7 @@ impl Mux {
             self.outputs.push_back(Output::TurnUnwanted(want.session));
         }
         for hold in std::mem::take(&mut self.locks.held) {
-            let (session, over) = (hold.session, false);
-            self.outputs.push_back(Output::TurnOver { session, over });
+            self.outputs.push_back(hold.unheard());
         }
     }
 

@@ -19,6 +19,7 @@ mod commons;
 mod end;
 mod gate;
 mod handover;
+mod heir;
 mod invariants;
 mod kept;
 mod lock;

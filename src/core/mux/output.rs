@@ -11,6 +11,7 @@ use crate::core::{
     locate::Purpose,
     reply::ProxyError,
     route::{Aggregate, IdsArray, Provider, Spread},
+    turnlock::Parting,
 };
 
 /// A question to the shell: which backend?
@@ -192,7 +193,7 @@ pub enum Output {
         #[allow(missing_docs)]
         session: SessionId,
         #[allow(missing_docs)]
-        over: bool,
+        parting: Parting,
     },
     /// That connection says from now on when this one's turn of the session is over.
     TurnPassed {

@@ -8,7 +8,7 @@ use super::{
     turn::frame,
     upstream::{Phase, SlotId, Waiting},
 };
-use crate::core::{idmap::RequestId, reply};
+use crate::core::{id::SessionId, idmap::RequestId, reply};
 
 /// A call of our own that a backend owes an answer.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub(super) enum Errand {
     Leave,
     /// A turn that the client was told to be over is aborted where it may still run.
     Quell,
+    /// Does the turn of this session go on, which is this connection's to watch?
+    Inherit(SessionId),
     /// Nobody wants its answer any more.
     Nobodys,
 }
@@ -128,6 +130,7 @@ impl Mux {
                 self.quelled(key, own.slot);
                 self.pass_next_send(cx, key, out);
             }
+            Errand::Inherit(session) => self.inherited(cx, session, own.slot, answer),
             Errand::Save(None) | Errand::Nobodys => {}
         }
     }

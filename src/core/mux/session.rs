@@ -181,6 +181,8 @@ pub(super) struct Entry {
     pub(super) reopening: Option<Box<Reopening>>,
     /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
     pub(super) asked: Vec<Asked>,
+    /// Those that were answered in this turn, the last of them.
+    settled: VecDeque<String>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
     /// What may be left of a turn that the client was told to be over.
@@ -218,6 +220,7 @@ impl Entry {
             freeze: None,
             reopening: None,
             asked: Vec::new(),
+            settled: VecDeque::new(),
             answers: Vec::new(),
             rest: Rest::Nothing,
             shown_at: None,
@@ -260,9 +263,29 @@ impl Entry {
         self.claimed || self.held.iter().any(|held| held.purpose.attaches())
     }
 
+    /// The turn does not wait for this any more. Whether it was known to.
+    pub(super) fn settle(&mut self, request: String) -> bool {
+        let before = self.asked.len();
+        self.asked.retain(|asked| asked.id != request);
+        if !self.settled.contains(&request) {
+            if self.settled.len() >= MAX_UNSEEN {
+                self.settled.pop_front();
+            }
+            self.settled.push_back(request);
+        }
+        self.asked.len() < before
+    }
+
+    /// Whether the client was asked this, or it is answered.
+    pub(super) fn has_heard_of(&self, request: &str) -> bool {
+        self.asked.iter().any(|asked| asked.id == request)
+            || self.settled.iter().any(|settled| settled == request)
+    }
+
     /// The turn waits for nothing any more.
     pub(super) fn forget_asked(&mut self) {
         self.asked.clear();
+        self.settled.clear();
         self.answers.clear();
     }
 

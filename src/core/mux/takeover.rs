@@ -203,7 +203,7 @@ impl Mux {
             }
             Note::Left { session, handover } => {
                 if handover.as_ref().is_some_and(|h| h.turn.is_some()) {
-                    self.handle_turn_inherited(cx.now, &session);
+                    self.handle_turn_taken(cx.now, &session);
                 }
                 self.is_left(cx, &session, handover, out);
             }

@@ -19,6 +19,7 @@ mod chunks;
 mod ends;
 mod failover;
 mod gate;
+mod heirs;
 mod input;
 mod locks;
 mod loss;

@@ -276,6 +276,7 @@ impl Mux {
                     self.entries[key].forget_asked();
                     self.settle_entry(key);
                 }
+                self.ask_again(cx, key, out);
                 self.idle_in_between(cx, key, out);
             }
             Tells::Abort => {
@@ -296,7 +297,7 @@ impl Mux {
             Tells::Answer => {
                 self.count_event(cx.now, key, body.len());
                 if let Some(id) = request_id(body) {
-                    self.entries[key].asked.retain(|asked| asked.id != id);
+                    self.entries[key].settle(id);
                 }
             }
             Tells::Nothing => self.count_event(cx.now, key, body.len()),

@@ -83,9 +83,9 @@ impl Driver {
                         0
                     });
                 }
-                Message::TurnInherited(session) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, _| {
-                        mux.handle_turn_inherited(cx.now, &session);
+                Message::TurnInherited(session, asked) => {
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_turn_inherited(cx, &session, &asked, out);
                         0
                     });
                 }

@@ -175,6 +175,8 @@ struct Stats {
     stale: u64,
     /// Sends that had to wait for somebody else's turn to end.
     waited: u64,
+    /// Turns that nobody was left to answer.
+    orphaned: u64,
     forgotten: u64,
     steps: u64,
 }
@@ -520,6 +522,7 @@ fn sum(all: impl Iterator<Item = Stats>) -> Stats {
         not_found: a.not_found + b.not_found,
         stale: a.stale + b.stale,
         waited: a.waited + b.waited,
+        orphaned: a.orphaned + b.orphaned,
         forgotten: a.forgotten + b.forgotten,
         steps: a.steps + b.steps,
     })

@@ -24,7 +24,7 @@ use crate::core::{
     reply::ProxyError,
     snapshot::Snapshot,
     testing,
-    turnlock::{Locks, Terms},
+    turnlock::{Locks, Parting, Terms},
 };
 
 /// What the shell does by itself.
@@ -284,13 +284,14 @@ impl Rig {
                 Output::Tell { to, note } => self.told.push((to, note)),
                 Output::Serve(call) => self.serves.push(call),
                 Output::Close { reason } => self.closed = Some(reason),
-                Output::TurnOver { session, over } => {
-                    let next =
-                        self.turns
-                            .borrow_mut()
-                            .release(self.now, session.as_str(), self.mux.id());
-                    self.granted.extend(next);
-                    self.log.push(Output::TurnOver { session, over });
+                Output::TurnOver { session, parting } => {
+                    // Of what it has not asked for nobody else hears.
+                    if !matches!(parting, Parting::Unasked(_)) {
+                        let (id, mut turns) = (self.mux.id(), self.turns.borrow_mut());
+                        let next = turns.release(self.now, session.as_str(), id);
+                        self.granted.extend(next);
+                    }
+                    self.log.push(Output::TurnOver { session, parting });
                 }
                 Output::TurnUnwanted(session) => {
                     self.turns

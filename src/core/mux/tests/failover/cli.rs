@@ -207,7 +207,7 @@ impl World {
                     self.may_miss_end(pid, session);
                 }
                 let answer = fine(r#"{"success":true}"#);
-                return self.abort(pid, session, Some((link, answer)));
+                return self.abort(pid, session, link, answer);
             }
             "session.mode.set" => {
                 self.log(pid, session, What::Mode(call.mode.clone()));
@@ -272,7 +272,6 @@ impl World {
                             message,
                             stages: [Stage::Message, Stage::End].into(),
                             waiting,
-                            told: Default::default(),
                             owed: Vec::new(),
                         });
                     }
@@ -300,11 +299,6 @@ impl World {
         }
         open.used = now;
         open.attached.insert(link, tool);
-        if let Some(turn) = open.turn.as_mut()
-            && call.goes_on
-        {
-            turn.told.insert(link);
-        }
         let told = self.links.get_mut(&link).unwrap();
         let (epoch, last) = told.told.entry(session.clone()).or_default();
         *epoch += 1;
@@ -323,15 +317,6 @@ impl World {
         }
         if open.attached.is_empty() {
             self.close_session(pid, session);
-        } else if let Some(turn) = &open.turn
-            && !turn.waiting.is_empty()
-            && !turn
-                .told
-                .iter()
-                .any(|link| open.attached.contains_key(link))
-        {
-            // Nobody is left who can answer: whoever is left gives up in the end.
-            self.abort(pid, session, None);
         }
     }
 
@@ -479,7 +464,6 @@ impl World {
             message: message.clone(),
             stages: stages.into(),
             waiting: Default::default(),
-            told: Default::default(),
             owed: owed_before.into_iter().chain(owed).collect(),
         });
         self.log(pid, session, What::User(message.clone()));
@@ -521,7 +505,6 @@ impl World {
                     let open = self.open(pid, &session).unwrap();
                     let turn = open.turn.as_mut().unwrap();
                     turn.waiting.insert(request.clone());
-                    turn.told = open.attached.keys().copied().collect();
                     self.log(pid, &session, What::Requested(request.clone()));
                     let data = format!(r#","requestId":"{request}""#);
                     self.tell(pid, &session, "external_tool.requested", &data);
@@ -546,6 +529,7 @@ impl World {
         self.log(pid, session, What::Idle);
         // By experiment: what a client has seen idle is on disk.
         self.flush(pid, session);
+        self.may_miss_told_end(pid, session, &turn.message);
         let data = format!(r#","turn":"{}""#, turn.message);
         self.tell(pid, session, "session.idle", &data);
         self.pay(turn.owed);
@@ -575,6 +559,26 @@ impl World {
         true
     }
 
+    /// The next event is the end of this turn, and may be kept from clients that were told of it.
+    fn may_miss_told_end(&mut self, pid: u64, session: &str, message: &str) {
+        let open = self.open(pid, session);
+        let links: Vec<u64> = open
+            .iter()
+            .flat_map(|o| o.attached.keys().copied())
+            .collect();
+        for number in links {
+            let Some(link) = self.links.get(&number) else {
+                continue;
+            };
+            let client = &self.clients[link.client];
+            let told = client.is(link.connection) && client.was_told_over(session, message);
+            if let Some((epoch, n)) = link.told.get(session).filter(|_| told) {
+                let end = (number, session.to_owned(), *epoch, n + 1);
+                self.may_miss.insert(end);
+            }
+        }
+    }
+
     /// The next two events of this session may be kept from who was told otherwise.
     fn may_miss_end(&mut self, pid: u64, session: &str) {
         let open = self.open(pid, session);
@@ -592,7 +596,7 @@ impl World {
     }
 
     /// By experiment: an abort is answered before the end of its turn is told.
-    fn abort(&mut self, pid: u64, session: &str, answer: Option<(u64, String)>) {
+    fn abort(&mut self, pid: u64, session: &str, link: u64, answer: String) {
         let open = self.open(pid, session).unwrap();
         let turn = open.turn.take();
         let queued = std::mem::take(&mut open.queue);
@@ -601,9 +605,7 @@ impl World {
             self.flush(pid, session);
             self.tell(pid, session, "abort", "");
         }
-        if let Some((link, answer)) = answer {
-            self.say(link, answer);
-        }
+        self.say(link, answer);
         let Some(turn) = turn else { return };
         let data = format!(r#","aborted":true,"turn":"{}""#, turn.message);
         self.tell(pid, session, "session.idle", &data);

@@ -9,6 +9,7 @@ use super::{
 use crate::core::{
     id::ConnectionId,
     mux::{Mux, SlotId, tests::rig::cut_frames, tests::rig::framed},
+    turnlock::Parting,
 };
 
 /// A client, with the connection that it has at present.
@@ -116,14 +117,19 @@ impl Client {
         }
     }
 
-    /// What it was shown is over, and it is not told so: it waits for a turn of its own.
+    /// What it was shown was aborted, with all that was queued behind it. It hears that, but not of
+    /// the end: it waits for a turn of its own.
     pub(super) fn forget_seen(&mut self, session: &str) {
         if let Some(view) = self.views.get_mut(session) {
-            for message in std::mem::take(&mut view.seen) {
-                view.awaiting.remove(&message);
-                view.ended.insert(message);
-            }
+            view.ended.extend(std::mem::take(&mut view.seen));
+            view.ended.append(&mut view.awaiting);
         }
+    }
+
+    /// Whether it was told that the turn of this message is over.
+    pub(super) fn was_told_over(&self, session: &str, message: &str) -> bool {
+        let view = self.views.get(session);
+        view.is_some_and(|view| view.over.contains(message))
     }
 
     pub(super) fn is(&self, connection: ConnectionId) -> bool {
@@ -228,7 +234,7 @@ impl World {
         }
         let held = self.turns.borrow_mut().leave(connection);
         for session in held {
-            self.pass_turn(&session, connection, false);
+            self.pass_turn(&session, connection, &Parting::Unheard(Vec::new()));
         }
         self.drop_work(at, connection);
     }

@@ -42,8 +42,6 @@ pub(super) struct Turn {
     pub(super) stages: VecDeque<Stage>,
     /// Tools that it waits for.
     pub(super) waiting: BTreeSet<String>,
-    /// Connections whose client has heard of these.
-    pub(super) told: BTreeSet<u64>,
     /// Calls that are answered at its end: connection and id.
     pub(super) owed: Vec<(u64, String)>,
 }

@@ -6,6 +6,7 @@ use crate::core::{
     event::{Event, ReopenResult},
     id::{BackendName, ConnectionId, SessionId},
     mux::{Context, Mux, Outbox, Output},
+    turnlock::Parting,
 };
 
 /// News for one client.
@@ -16,7 +17,7 @@ pub(super) enum Mail {
     Released(BackendName),
     Lost(SessionId, BackendName),
     Granted(SessionId),
-    Inherited(SessionId),
+    Inherited(SessionId, Vec<String>),
 }
 
 impl World {
@@ -87,10 +88,15 @@ impl World {
             Output::TurnBegan(session) => {
                 let reports = self.directory.begin_turn(session.as_str(), me);
                 if reports && self.turns.borrow_mut().begun(cx.now, &session, me) {
-                    mux.handle_turn_inherited(cx.now, &session);
+                    mux.handle_turn_taken(cx.now, &session);
                 }
             }
-            Output::TurnOver { session, over } => self.pass_turn(&session, me, over),
+            Output::TurnOver { session, parting } => {
+                if !self.pass_turn(&session, me, &parting) {
+                    self.stats.orphaned += 1;
+                    mux.handle_turn_orphaned(cx, &session, out);
+                }
+            }
             Output::TurnPassed { .. } => unreachable!("there is no grace here"),
             Output::TurnUnwanted(session) => {
                 self.turns.borrow_mut().withdraw(session.as_str(), me);
@@ -130,33 +136,45 @@ impl World {
     }
 
     /// As `proxy::desk` does.
-    pub(super) fn pass_turn(&mut self, session: &SessionId, mut by: ConnectionId, over: bool) {
-        let mut heirs = if over {
-            Vec::new()
-        } else {
-            self.directory.hearers(session.as_str())
-        };
-        loop {
-            heirs.retain(|heir| *heir != by);
-            let turns = self.turns.clone();
-            let mut turns = turns.borrow_mut();
-            let (next, mail) = match heirs.first().copied() {
-                Some(heir) if turns.pass(session.as_str(), by, heir) => {
-                    (heir, Mail::Inherited(session.clone()))
-                }
-                Some(_) => return,
-                None => match turns.release(self.instant(), session.as_str(), by) {
-                    Some(next) => (next, Mail::Granted(session.clone())),
-                    None => return,
-                },
-            };
-            let there = |c: &Client| c.connection == next && !c.has_left;
-            if let Some(at) = self.clients.iter().position(there) {
-                self.post(at, mail);
-                return;
+    pub(super) fn pass_turn(
+        &mut self,
+        session: &SessionId,
+        by: ConnectionId,
+        parting: &Parting,
+    ) -> bool {
+        let turns = self.turns.clone();
+        let mut turns = turns.borrow_mut();
+        let mut holder = by;
+        let hearers = self.directory.hearers(session.as_str());
+        for heir in parting.heirs(by, hearers) {
+            if !turns.pass(session.as_str(), holder, heir) {
+                return true;
             }
-            by = next;
+            let mail = Mail::Inherited(session.clone(), parting.asked().to_vec());
+            if self.reaches(heir, mail) {
+                return true;
+            }
+            holder = heir;
         }
+        if matches!(parting, Parting::Unasked(_)) {
+            return holder != by && !turns.pass(session.as_str(), holder, by);
+        }
+        while let Some(next) = turns.release(self.instant(), session.as_str(), holder) {
+            if self.reaches(next, Mail::Granted(session.clone())) {
+                break;
+            }
+            holder = next;
+        }
+        true
+    }
+
+    fn reaches(&mut self, connection: ConnectionId, mail: Mail) -> bool {
+        let there = |c: &Client| c.connection == connection && !c.has_left;
+        let at = self.clients.iter().position(there);
+        if let Some(at) = at {
+            self.post(at, mail);
+        }
+        at.is_some()
     }
 
     /// Those who wait for a change of the directory hear of it.
@@ -225,7 +243,9 @@ impl World {
                     mux.handle_session_lost(cx, session.as_str(), backend, out);
                 }
                 Mail::Granted(session) => mux.handle_turn_granted(cx, session, out),
-                Mail::Inherited(session) => mux.handle_turn_inherited(cx.now, session),
+                Mail::Inherited(session, asked) => {
+                    mux.handle_turn_inherited(cx, session, asked, out)
+                }
             }
             0
         });
