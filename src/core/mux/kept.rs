@@ -173,9 +173,10 @@ impl Mux {
                 let Some(answered) = answered else { return };
                 // A server that is about to end wants it no more, the next one may: whatever it
                 // said, the client will not answer again.
+                let is_late = entry.is_behind(&answered);
                 let was_open = entry.settle(answered);
                 let params = call.copy.as_ref().and_then(|body| params_of(body));
-                if let (Some(params), Some(_)) = (params, &entry.turn) {
+                if let (Some(params), Some(_), false) = (params, &entry.turn, is_late) {
                     if entry.answers.len() >= REPEATS {
                         entry.answers.remove(0);
                     }

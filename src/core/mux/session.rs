@@ -72,6 +72,15 @@ impl std::fmt::Debug for Asked {
     }
 }
 
+/// Something that a turn has waited for.
+#[derive(Debug)]
+struct Settled {
+    /// Its `requestId`.
+    id: String,
+    /// The turn has taken up another message since.
+    is_behind: bool,
+}
+
 /// What may be left of a turn that the client was told to be over, before its backend had said so:
 /// nothing of it may go on, and its end is not told again. Until the next turn begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -182,7 +191,7 @@ pub(super) struct Entry {
     /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
     pub(super) asked: Vec<Asked>,
     /// Those that were answered in this turn, the last of them.
-    settled: VecDeque<String>,
+    settled: VecDeque<Settled>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
     /// What may be left of a turn that the client was told to be over.
@@ -267,19 +276,38 @@ impl Entry {
     pub(super) fn settle(&mut self, request: String) -> bool {
         let before = self.asked.len();
         self.asked.retain(|asked| asked.id != request);
-        if !self.settled.contains(&request) {
+        if self.settled.iter().all(|settled| settled.id != request) {
             if self.settled.len() >= MAX_UNSEEN {
                 self.settled.pop_front();
             }
-            self.settled.push_back(request);
+            let is_behind = false;
+            let settled = Settled {
+                id: request,
+                is_behind,
+            };
+            self.settled.push_back(settled);
         }
         self.asked.len() < before
+    }
+
+    /// The turn has taken up its next message: what it waited for before that is behind it. Given
+    /// again, an answer to it would take the turn back there.
+    pub(super) fn leave_answers_behind(&mut self) {
+        self.answers.clear();
+        for settled in &mut self.settled {
+            settled.is_behind = true;
+        }
+    }
+
+    pub(super) fn is_behind(&self, request: &str) -> bool {
+        let mut settled = self.settled.iter();
+        settled.any(|settled| settled.is_behind && settled.id == request)
     }
 
     /// Whether the client was asked this, or it is answered.
     pub(super) fn has_heard_of(&self, request: &str) -> bool {
         self.asked.iter().any(|asked| asked.id == request)
-            || self.settled.iter().any(|settled| settled == request)
+            || self.settled.iter().any(|settled| settled.id == request)
     }
 
     /// The turn waits for nothing any more.

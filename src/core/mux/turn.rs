@@ -526,8 +526,7 @@ impl Mux {
     fn note_shown(&mut self, now: Instant, key: usize, body: &[u8]) {
         let entry = &mut self.entries[key];
         entry.shown = message_id(body);
-        // What it answered before is behind it: given again, the turn would go back to there.
-        entry.answers.clear();
+        entry.leave_answers_behind();
         entry.shown_at = Some(now);
         if let (Some(turn), Some(shown)) = (&mut entry.turn, &entry.shown) {
             turn.unkept = false;

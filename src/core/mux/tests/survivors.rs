@@ -264,3 +264,22 @@ fn a_turn_that_is_told_as_lost_is_aborted_wherever_it_may_go_on() {
     rig.client(&read(3, "s1"));
     assert_eq!(rig.heard_ids("c"), [json!(3)]);
 }
+
+/// It was answered by another client, and the turn has taken up the next message: the answer would
+/// take it back, if it were given to a process that has not seen that.
+#[test]
+fn a_late_answer_to_what_is_behind_a_turn_is_not_given_again() {
+    let mut rig = waiting_turn();
+    let told = |rig: &mut Rig, kind: &str, data: Value| rig.backend("a", &event("s1", kind, data));
+    told(
+        &mut rig,
+        "external_tool.completed",
+        json!({"requestId": "r1"}),
+    );
+    told(&mut rig, "user.message", json!({"messageId": "m2"}));
+    rig.client(&answer(2, "r1"));
+    rig.backend("a", &result(2, json!({"success": false})));
+    rig.said();
+    rig.lose("a");
+    assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
+}
