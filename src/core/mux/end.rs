@@ -265,6 +265,12 @@ impl Mux {
             };
             self.answer_with_error(cx, &id, call, &error, out);
         }
+        // What waits for a session to be opened there looks for it elsewhere now.
+        for key in self.keys() {
+            if !self.entries[key].is_here() {
+                self.locate(key);
+            }
+        }
         self.close_if_quiet();
     }
 

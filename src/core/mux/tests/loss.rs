@@ -538,3 +538,23 @@ fn only_a_backend_that_ends_a_frame_halfway_breaks_the_protocol() {
         assert_eq!(found.len(), violations);
     }
 }
+
+/// The answer was to wait for the session to be opened, which is given up.
+#[test]
+fn an_answer_behind_an_attach_that_is_given_up_with_its_silent_backend_waits_for_no_less() {
+    let mut rig = super::reopening::rig();
+    rig.open("s1", "a");
+    let params = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
+    rig.client(&request(1, "session.tools.handlePendingToolCall", params));
+    rig.client(&request(2, "session.detach", json!({"sessionId": "s1"})));
+    rig.backend("a", &result(2, json!({"success": true})));
+    rig.client(&request(3, "session.resume", json!({"sessionId": "s1"})));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_silent(cx, &"a".into(), out);
+        0
+    });
+    assert_eq!(rig.error(), (json!(3), -32011));
+    assert_eq!(rig.heard_ids("b"), [json!(1)]);
+}
