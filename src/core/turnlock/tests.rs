@@ -1,9 +1,6 @@
 //! Every case of the turn lock, and what must hold whatever happens.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -389,6 +386,39 @@ fn a_turn_that_goes_on_is_passed_on_with_its_user() {
 }
 
 #[test]
+fn whoever_hears_a_turn_may_inherit_it_and_who_was_not_asked_passes_it_on() {
+    let heirs = |parting: Parting, by: u64, hearers: &[u64]| {
+        let hearers = hearers.iter().copied().map(id).collect();
+        let heirs = parting.heirs(id(by), hearers);
+        heirs.into_iter().map(|heir| heir.0).collect::<Vec<_>>()
+    };
+    let unheard = || Parting::Unheard(vec!["r".into()]);
+    let unasked = || Parting::Unasked(vec!["r".into()]);
+    assert_eq!(heirs(Parting::Over, 1, &[1, 2, 3]), Vec::<u64>::new());
+    assert_eq!(
+        heirs(unheard(), 2, &[1, 2, 3]),
+        [1, 3],
+        "it may still be counted"
+    );
+    assert_eq!(heirs(unheard(), 2, &[1, 3]), [1, 3]);
+    assert_eq!(heirs(unasked(), 1, &[1, 2, 3]), [2, 3]);
+    assert_eq!(
+        heirs(unasked(), 3, &[1, 2, 3]),
+        Vec::<u64>::new(),
+        "all have been told"
+    );
+    assert_eq!(
+        heirs(unasked(), 4, &[1, 2, 3]),
+        Vec::<u64>::new(),
+        "nor may it go in a circle"
+    );
+    assert_eq!(
+        (unheard().asked(), Parting::Over.asked()),
+        (unasked().asked(), &[][..])
+    );
+}
+
+#[test]
 fn a_queue_has_an_end() {
     let (now, s) = (Instant::now(), SessionId::from("s"));
     let mut locks = Locks::default();
@@ -518,59 +548,109 @@ proptest! {
     }
 }
 
-/// Connections that send as fast as they may, each from a plan of its own: nobody waits for more
-/// than one turn of each other one.
-#[test]
-fn nobody_waits_for_more_than_one_turn_of_each_other() {
-    for seed in 0..200u64 {
-        let mut chance = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut below = |n: u64| {
-            chance ^= chance << 13;
-            chance ^= chance >> 7;
-            chance ^= chance << 17;
-            chance % n
-        };
-        let clients = 2 + below(4);
-        let (start, s) = (Instant::now(), SessionId::from("s"));
-        let mut locks = Locks::default();
-        let mut holder: Option<u64> = None;
-        // Since somebody waits: how many turns of each other have begun.
-        let mut waits: BTreeMap<u64, BTreeMap<u64, u32>> = BTreeMap::new();
-        let mut turns = 0;
-        for step in 0..2000u64 {
-            let now = start + Duration::from_millis(step);
-            let who = below(clients);
-            if holder == Some(who) && below(3) == 0 {
-                let next = locks.release(now, "s", id(who)).map(|id| id.0);
-                holder = next;
-                if let Some(next) = next {
-                    turns += 1;
-                    waits.remove(&next).expect("it waited");
-                    for (waiter, seen) in &mut waits {
-                        let seen = seen.entry(next).or_default();
-                        *seen += 1;
-                        assert!(*seen <= 1, "seed {seed}: {waiter} waits for {next} again");
+/// What one of many does next.
+#[derive(Clone, Copy, Debug)]
+enum Move {
+    Send,
+    /// Its turn is over, if it has one.
+    End,
+    GiveUp,
+    Leave,
+    /// Its turn is somebody else's to watch, who was not the one to begin it.
+    Pass(u64),
+}
+
+fn moves() -> impl Strategy<Value = Vec<(u64, Move)>> {
+    let one = prop_oneof![
+        12 => Just(Move::Send),
+        6 => Just(Move::End),
+        1 => Just(Move::GiveUp),
+        1 => Just(Move::Leave),
+        1 => (0..6u64).prop_map(Move::Pass),
+    ];
+    prop::collection::vec((0..6u64, one), 0..400)
+}
+
+/// Whose turns somebody waits for from when it asks, the one that `runs` then included or not: of
+/// each other one at most once.
+fn is_fair(moves: Vec<(u64, Move)>, runs: bool) -> Result<(), TestCaseError> {
+    let (now, s) = (Instant::now(), SessionId::from("s"));
+    let mut locks = Locks::default();
+    // Who has the lock, and whose turn it is.
+    let mut turn: Option<(u64, u64)> = None;
+    // By who waits.
+    let mut waits: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for (who, what) in moves {
+        let mut ends = false;
+        match what {
+            Move::Send => {
+                let asked = Ask {
+                    in_turn: turn.is_some_and(|(holder, _)| holder == who),
+                    ..ask(who)
+                };
+                match locks.ask(now, &s, &asked) {
+                    Verdict::Taken => {
+                        prop_assert!(turn.is_none());
+                        turn = Some((who, who));
                     }
+                    Verdict::Joins => prop_assert!(waits.is_empty(), "others come first"),
+                    Verdict::Waits => {
+                        let running = turn.filter(|(_, of)| runs && *of != who);
+                        let foreign = || running.iter().map(|(_, of)| *of).collect();
+                        waits.entry(who).or_insert_with(foreign);
+                    }
+                    Verdict::Busy | Verdict::Full | Verdict::LookCloser => prop_assert!(false),
                 }
-                continue;
             }
-            let asked = Ask {
-                in_turn: holder == Some(who),
-                ..ask(who)
-            };
-            match locks.ask(now, &s, &asked) {
-                Verdict::Taken => {
-                    assert!(holder.is_none(), "seed {seed}");
-                    holder = Some(who);
-                }
-                Verdict::Joins => assert!(holder == Some(who) && waits.is_empty(), "seed {seed}"),
-                Verdict::Waits => {
-                    waits.entry(who).or_default();
-                }
-                Verdict::Busy | Verdict::Full | Verdict::LookCloser => panic!("seed {seed}"),
+            Move::End => ends = turn.is_some_and(|(holder, _)| holder == who),
+            Move::GiveUp => {
+                locks.withdraw("s", id(who));
+                waits.remove(&who);
             }
-            locks.check();
+            Move::Leave => {
+                ends = !locks.leave(id(who)).is_empty();
+                waits.remove(&who);
+            }
+            Move::Pass(to) => {
+                if locks.pass("s", id(who), id(to)) {
+                    turn = turn.map(|(_, of)| (to, of));
+                }
+            }
         }
-        assert!(turns > 100, "seed {seed}: {turns} turns were waited for");
+        if ends {
+            let next = locks.release(now, "s", id(who)).map(|next| next.0);
+            turn = next.map(|next| (next, next));
+            if let Some(next) = next {
+                prop_assert!(waits.remove(&next).is_some(), "it has not asked");
+                for (waiter, foreign) in &mut waits {
+                    prop_assert!(!foreign.contains(&next), "{waiter} waits for {next} again");
+                    foreign.push(next);
+                }
+            }
+            prop_assert!(
+                turn.is_some() || waits.is_empty(),
+                "somebody waits for nobody"
+            );
+        }
+        locks.check();
+    }
+    Ok(())
+}
+
+proptest! {
+    /// Of those who wait, and of who has the turn, nobody is served twice before another.
+    #[test]
+    fn nobody_waits_for_more_than_one_turn_of_each_other(moves in moves()) {
+        is_fair(moves, false)?;
+    }
+
+    /// Of two who share a session, each waits for one turn of the other, which may be running.
+    #[test]
+    fn of_two_each_waits_for_one_turn_of_the_other(
+        moves in prop::collection::vec((0..2u64, any::<bool>()), 0..400)
+    ) {
+        let moves = moves.into_iter();
+        let moves = moves.map(|(who, sends)| (who, if sends { Move::Send } else { Move::End }));
+        is_fair(moves.collect(), true)?;
     }
 }
