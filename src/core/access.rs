@@ -65,6 +65,8 @@ pub enum Denial {
     Unowned,
     /// Its id names another user than the one that wants to create it.
     IdOfOther,
+    /// It answers what another session has asked.
+    RequestOfOther,
 }
 
 impl Denial {
@@ -75,6 +77,7 @@ impl Denial {
             Self::OtherRealm => "other_realm",
             Self::Unowned => "unowned",
             Self::IdOfOther => "id_of_other",
+            Self::RequestOfOther => "request_of_other",
         }
     }
 }

@@ -459,6 +459,14 @@ pub fn session_params(session: &str) -> String {
     format!(r#"{{"sessionId":{}}}"#, quoted(session))
 }
 
+/// Params that ask a session for the newest `max` events of a type in its log.
+pub fn newest_events_params(session: &str, event: &str, max: usize) -> String {
+    let (session, event) = (quoted(session), quoted(event));
+    format!(
+        r#"{{"sessionId":{session},"types":[{event}],"agentScope":"all","direction":"backward","max":{max}}}"#
+    )
+}
+
 #[derive(Serialize)]
 struct ErrorBody<'a> {
     code: i32,

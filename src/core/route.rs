@@ -454,6 +454,12 @@ pub fn shapes_session(class: Class, method: &str) -> bool {
         || matches!(method, "session.options.update" | "session.mode.set")
 }
 
+/// The event by which a session asks for what calls of `method` answer, if the CLI takes such an
+/// answer under the id of any session: it finds the one that asked by `params.requestId` alone.
+pub fn asked_by(method: &str) -> Option<&'static str> {
+    (method == "session.tools.handlePendingToolCall").then_some("external_tool.requested")
+}
+
 /// Every method that clients of CLI 1.0.102 may call, sorted: what can be said of each by name.
 pub fn methods() -> Vec<&'static str> {
     let listed = METHODS.iter().map(|(method, ..)| *method);

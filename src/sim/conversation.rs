@@ -3,7 +3,7 @@
 //! Whatever is not modelled answers a plausible result without effect. It must not run a turn
 //! itself: it queues, and [`super::turn`] works the queue off.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use serde_json::Value;
 
@@ -86,6 +86,10 @@ pub(super) fn answer(shared: &Arc<Shared>, state: &mut State, call: Call) {
             let process = shared.numbers.uuid();
             state.ok(&call, &format!(r#"{{"processId":"{process}"}}"#));
         }
+        "eventLog.read" => {
+            let page = read_log(session, &call);
+            state.ok(&call, &page);
+        }
         "history.compact" => state.refuse(&call, "Nothing to compact."),
         _ => {
             let result = view(session, name);
@@ -151,6 +155,37 @@ fn view(session: &Session, name: &str) -> String {
         }
         _ => "{}".to_owned(),
     }
+}
+
+/// `session.eventLog.read` backwards: the newest kept events of some types, and the event at which
+/// the search has ended. Forwards nobody here reads, so that is not modelled.
+fn read_log(session: &Session, call: &Call) -> String {
+    let types = call.params.get("types").and_then(Value::as_array);
+    let max = call.params.get("max").and_then(Value::as_u64);
+    let max = max.and_then(|max| usize::try_from(max).ok()).unwrap_or(200);
+    let mut page = VecDeque::new();
+    let mut left = session.history.len();
+    let mut last = String::new();
+    for text in session.history.iter().rev() {
+        if page.len() >= max {
+            break;
+        }
+        left -= 1;
+        let event: Value = serde_json::from_str(text).unwrap_or_default();
+        event["id"]
+            .as_str()
+            .unwrap_or_default()
+            .clone_into(&mut last);
+        if types.is_none_or(|types| types.contains(&event["type"])) {
+            page.push_front(text.as_str());
+        }
+    }
+    let page: Vec<&str> = page.into();
+    format!(
+        r#"{{"events":[{}],"cursor":"b:{last}","hasMore":{},"cursorStatus":"ok"}}"#,
+        page.join(","),
+        left > 0
+    )
 }
 
 fn pending_items(session: &Session) -> String {

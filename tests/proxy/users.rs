@@ -28,8 +28,12 @@ fn token(user: &str) -> String {
 }
 
 impl House {
-    pub(crate) async fn new(disks: Disks, settings: impl FnOnce(Conf) -> Conf) -> Self {
-        let sims = Sims::start(2, disks).await;
+    async fn new(disks: Disks, settings: impl FnOnce(Conf) -> Conf) -> Self {
+        Self::sized(2, disks, settings).await
+    }
+
+    async fn sized(servers: usize, disks: Disks, settings: impl FnOnce(Conf) -> Conf) -> Self {
+        let sims = Sims::start(servers, disks).await;
         let conf = Conf::new(disks)
             .all_of(&sims)
             .text("identity.session_id_user", "^user-(?<user>.+?)--")
@@ -450,6 +454,113 @@ async fn of_two_that_create_one_session_at_a_time_one_has_it() {
             mine.turn(&session, "mine").await;
             assert_eq!(other.count(&names(&session)), 0);
         }
+    })
+    .await;
+}
+
+/// The parameters of one who brings a tool.
+fn with_tool(session: &str) -> Value {
+    let tool = json!({ "name": "look", "description": "d", "skipPermission": true,
+        "parameters": { "type": "object" } });
+    json!({ "sessionId": session, "tools": [tool], "continuePendingWork": true })
+}
+
+async fn say(client: &Client, session: &str, asked: &Value, text: &str) -> Value {
+    let method = "session.tools.handlePendingToolCall";
+    let params = json!({ "sessionId": session, "requestId": asked, "result": text });
+    client.call(method, params).await.unwrap()["success"].clone()
+}
+
+#[tokio::test]
+async fn nobody_answers_the_tool_of_a_session_by_way_of_another() {
+    bounded(60, async {
+        // One process: only within it does the CLI take such an answer.
+        let house = House::sized(1, Disks::Shared, |conf| conf).await;
+        let (ann, bob) = (house.client("ann").await, house.client("bob").await);
+        let (cid, app) = (house.client("cid").await, house.client("app").await);
+        let call = async |client: &Client, session: &str| {
+            client
+                .call("session.create", with_tool(session))
+                .await
+                .unwrap();
+        };
+        call(&ann, "user-ann--1").await;
+        call(&ann, "user-ann--2").await;
+        call(&bob, "user-bob--1").await;
+        call(&cid, "user-cid--1").await;
+        let mark = ann.mark();
+        let prompt = "[[tool look {}]]";
+        ann.call(
+            "session.send",
+            json!({ "sessionId": "user-ann--1", "prompt": prompt }),
+        )
+        .await
+        .unwrap();
+        let heard = ann
+            .heard(&event("user-ann--1", "external_tool.requested"))
+            .await;
+        let asked = &heard["params"]["event"]["data"]["requestId"];
+
+        // By whatever they have come to know it: others, and she and their service by mistake.
+        for (client, session) in [
+            (&bob, "user-bob--1"),
+            (&cid, "user-cid--1"),
+            (&ann, "user-ann--2"),
+            (&app, "user-bob--1"),
+            (&app, "user-ann--2"),
+        ] {
+            assert_eq!(
+                say(client, session, asked, "EVIL").await,
+                false,
+                "{session}"
+            );
+        }
+        assert_eq!(house.denied("request_of_other").await, 5.0);
+        let since: Vec<Arc<Value>> = ann.kept().split_off(mark);
+        assert!(since.iter().all(|m| !names("EVIL")(m)), "{since:?}");
+        assert_eq!(
+            ann.count(&event("user-ann--1", "external_tool.completed")),
+            0
+        );
+
+        // One who has come later was not told of it, and is who may answer.
+        let later = house.client("ann").await;
+        let resumed = json!({ "sessionId": "user-ann--1" });
+        later.call("session.resume", resumed).await.unwrap();
+        assert_eq!(say(&later, "user-ann--1", asked, "GOOD").await, true);
+        ann.heard(&event("user-ann--1", "session.idle")).await;
+        assert_eq!(say(&ann, "user-ann--1", asked, "LATE").await, false);
+        assert_eq!(
+            house.denied("request_of_other").await,
+            5.0,
+            "that was the server's word"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_answers_what_it_has_never_heard_asked() {
+    bounded(60, async {
+        let house = House::sized(1, Disks::Shared, |conf| conf).await;
+        let (ann, app) = (house.client("ann").await, house.client("app").await);
+        ann.call("session.create", with_tool("user-ann--1"))
+            .await
+            .unwrap();
+        ann.call(
+            "session.send",
+            json!({ "sessionId": "user-ann--1", "prompt": "[[tool look {}]]" }),
+        )
+        .await
+        .unwrap();
+        let heard = ann
+            .heard(&event("user-ann--1", "external_tool.requested"))
+            .await;
+        let asked = &heard["params"]["event"]["data"]["requestId"];
+        // It is not even attached.
+        assert_eq!(say(&app, "user-ann--1", asked, "GOOD").await, true);
+        ann.heard(&event("user-ann--1", "session.idle")).await;
+        assert_eq!(house.denied("request_of_other").await, 0.0);
     })
     .await;
 }

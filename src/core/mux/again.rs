@@ -225,6 +225,7 @@ impl Mux {
             self.held_bytes -= body.len();
             call.fallback = None;
             call.withheld = None;
+            call.vouching = None;
             call.repeated = true;
             call.place = Place::Held;
             let held = Held {

@@ -431,7 +431,7 @@ impl Mux {
         }
         if self.calls.get(&id).and_then(Call::at) != Some(slot) {
             if let Some(own) = self.take_own(slot, &id) {
-                let session = self.entries.get(own.key).map(|entry| entry.id.clone());
+                let session = self.session_of(&own);
                 let not_found = !succeeded && is_not_found(head, body, session.as_ref());
                 let answer = OwnAnswer {
                     succeeded,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Context, Mux, Output, outbox::Outbox, upstream::SlotId};
+use super::{Context, Mux, Output, outbox::Outbox, upstream::SlotId, vouch::Vouching};
 use crate::core::{
     event::CallOutcome,
     id::{BackendName, SessionId},
@@ -82,6 +82,8 @@ pub(super) struct Call {
     pub(super) repeated: bool,
     /// The backend's answer, until what it acknowledges is on disk.
     pub(super) withheld: Option<Box<[u8]>>,
+    /// It is as good as forwarded, but its session has to vouch for it first.
+    pub(super) vouching: Option<Vouching>,
     /// [`Entry::attachments`](super::session::Entry) as it was when the call was dispatched; none
     /// if this connection was not attached then.
     pub(super) attachment: Option<u32>,
@@ -100,7 +102,13 @@ impl Call {
     pub(super) fn kept_bytes(&self) -> usize {
         let bodies = [&self.fallback, &self.withheld];
         let bodies: usize = bodies.into_iter().flatten().map(|body| body.len()).sum();
-        bodies + self.copy.as_ref().map_or(0, Vec::len)
+        let vouching = self.vouching.as_ref().map_or(0, |v| v.body.len());
+        bodies + vouching + self.copy.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Whether the backend that it is at has still to answer it.
+    pub(super) fn is_owed(&self) -> bool {
+        self.withheld.is_none() && self.vouching.is_none()
     }
 
     /// Whether its success attaches this connection to its session.
@@ -160,6 +168,7 @@ impl Mux {
             copy: None,
             repeated: false,
             withheld: None,
+            vouching: None,
             attachment: None,
         }
     }

@@ -250,7 +250,7 @@ impl Mux {
             self.note_waiting(key);
         }
         let unanswered = self.drain_calls(|call| call.at() == Some(slot));
-        let owed = unanswered.iter().filter(|(_, c)| c.withheld.is_none());
+        let owed = unanswered.iter().filter(|(_, c)| c.is_owed());
         if let Some(upstream) = self.upstreams.get_mut(slot) {
             upstream.given_up.extend(owed.map(|(id, call)| {
                 let (class, session) = (call.class, call.session.clone());
@@ -319,6 +319,9 @@ impl Mux {
             });
         }
 
+        if !reached {
+            upstream.waiting.extend(self.unvouched(slot));
+        }
         let mut turns = 0;
         let mut unsent = Vec::new();
         for key in self.keys() {

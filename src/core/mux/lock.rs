@@ -464,6 +464,7 @@ impl Mux {
             Errand::Inherit(session) => *session == hold.session,
             Errand::Reopen(_)
             | Errand::Save(_)
+            | Errand::Vouch(..)
             | Errand::Join
             | Errand::OpenInFull
             | Errand::Leave => false,

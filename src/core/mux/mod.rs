@@ -40,6 +40,7 @@ mod takeover;
 mod tells;
 mod turn;
 mod upstream;
+mod vouch;
 
 #[cfg(test)]
 mod tests;

@@ -113,7 +113,7 @@ impl Mux {
                 if let Some(at) = upstream.waiting.iter().position(waits) {
                     // It has not left, so nothing answers it.
                     self.held_bytes -= upstream.waiting.remove(at).body.len();
-                } else if call.withheld.is_none() {
+                } else if call.is_owed() {
                     // Its answer may come still.
                     let (class, session) = (call.class, call.session.clone());
                     upstream

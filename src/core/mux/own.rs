@@ -47,6 +47,8 @@ pub(super) enum Errand {
     Leave,
     /// A turn that the client was told to be over is aborted where it may still run.
     Quell,
+    /// Has the session asked what this call answers? The number tells questions apart.
+    Vouch(RequestId, u64),
     /// Does the turn of this session go on, which is this connection's to watch?
     Inherit(SessionId),
     /// Nobody wants its answer any more.
@@ -110,6 +112,14 @@ impl Mux {
         Some(self.own.swap_remove(at))
     }
 
+    /// Which session a call of ours is about.
+    pub(super) fn session_of(&self, own: &Own) -> Option<SessionId> {
+        if let Errand::Vouch(call, _) = &own.errand {
+            return self.calls.get(call)?.session.clone();
+        }
+        self.entries.get(own.key).map(|entry| entry.id.clone())
+    }
+
     /// What follows from its answer: the room that has asked knows.
     pub(super) fn handle_own_answer(
         &mut self,
@@ -129,6 +139,9 @@ impl Mux {
             Errand::Quell => {
                 self.quelled(key, own.slot);
                 self.pass_next_send(cx, key, out);
+            }
+            Errand::Vouch(call, ticket) => {
+                self.vouched(cx, own.slot, (call, *ticket), answer, out);
             }
             Errand::Inherit(session) => self.inherited(cx, session, own.slot, answer),
             Errand::Save(None) | Errand::Nobodys => {}

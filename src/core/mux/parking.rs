@@ -133,7 +133,7 @@ impl Mux {
             self.call_ended(cx, &call, CallOutcome::Abandoned);
             self.settle(cx, &call);
             if let Some(upstream) = call.at().and_then(|slot| self.upstreams.get_mut(slot))
-                && call.withheld.is_none()
+                && call.is_owed()
             {
                 // Its answer is still to come.
                 let (class, session) = (call.class, call.session);

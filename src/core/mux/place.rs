@@ -520,7 +520,7 @@ impl Mux {
         if self.calls.get(&id).is_some_and(Call::attaches) {
             self.change_entry(cx.now, key, |entry| entry.attaching += 1);
         }
-        self.forward(cx, slot, Some(id), frame, out);
+        self.forward_vouched(cx, key, slot, id, head, frame, out);
     }
 
     /// The upstream connection to `backend`: the one there is, or a new one.

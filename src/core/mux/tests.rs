@@ -35,6 +35,7 @@ mod simulation;
 mod survivors;
 mod told;
 mod turns;
+mod vouching;
 
 impl Commons for RefCell<Locks> {
     fn enter(&self, _: Option<&Arc<Principal>>) -> Result<(), Over> {

@@ -151,7 +151,8 @@ table! {
         "Calls refused by policy: method (not allowed through this proxy), unknown_method (in no \
          table, with access.profile = \"multi-tenant\"), other_user, other_realm (the session is \
          somebody else's), unowned (nobody knows whose it is), id_of_other (a new session under an \
-         id that names somebody else).";
+         id that names somebody else), request_of_other (the answer to a request that the session \
+         has not made).";
     STORE_UP: Gauge "taxiway_store_up" []
         "1 while what is to be kept is written to disk; 0 while that fails and Taxiway goes on in \
          memory. Always 1 with store.kind = \"memory\".";

@@ -98,6 +98,19 @@ pub(crate) async fn tool_with_permission(subject: &Subject, model: SocketAddr) -
     // A tool's answer may name any session.
     let table = [(method, answer("tool-other")), (method, answer("tool-1"))];
     calls(&mut other, &mut lines, &table).await;
+    // Whose it was the log says, to whoever asks.
+    let log = |session: &str, max: u32| {
+        json!({"sessionId": session, "types": ["external_tool.requested"], "agentScope": "all",
+            "direction": "backward", "max": max})
+    };
+    let method = "session.eventLog.read";
+    let table = [
+        (method, log("tool-1", 100)),
+        (method, log("tool-1", 1)),
+        (method, log("tool-other", 100)),
+        (method, log("tool-none", 100)),
+    ];
+    calls(&mut other, &mut lines, &table).await;
     wire.event(mark, "session.idle").await;
     wire.quiet().await;
     lines.extend(tool_events(&wire.since(mark)));

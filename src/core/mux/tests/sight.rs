@@ -28,7 +28,7 @@ fn ann() -> Arc<Principal> {
     })
 }
 
-fn rig(shell: Shell) -> Rig {
+pub(super) fn rig(shell: Shell) -> Rig {
     let access = Access {
         authenticates: true,
         ..Access::default()
@@ -62,7 +62,7 @@ fn deny(rig: &mut Rig, session: &str) {
     });
 }
 
-fn denials(rig: &mut Rig) -> Vec<(String, String)> {
+pub(super) fn denials(rig: &mut Rig) -> Vec<(String, String)> {
     rig.logged(|output| match output {
         Output::Event(Event::Denied {
             method, session, ..
