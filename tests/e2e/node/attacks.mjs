@@ -17,11 +17,11 @@ const provider = (target) => ({ type: "openai", baseUrl: target.baseUrl, apiKey:
 /** A call that names nothing but the session. */
 const named = ({ id }) => ({ sessionId: id });
 /** The answer to a question that the victim's session asks, under the id of that session. */
-const taken = (method, question, answer) => ({
-  what: `answers a ${question} of another`,
+const taken = (method, question, answer, under = "asking") => ({
+  what: `answers a ${question} of another's session as if asked in ${under}`,
   method,
   params: (target) => ({
-    sessionId: target.asking, requestId: target.requests[question], ...answer,
+    sessionId: target[under], requestId: target.requests[question], ...answer,
   }),
   works: accepted,
 });
@@ -75,6 +75,8 @@ export const ATTACKS = [
       attacker.until("a lifecycle of the victim's session", ({ seen }) => seen.some((m) =>
         m.method === "session.lifecycle" && m.params.sessionId === target.id)) },
   taken("session.tools.handlePendingToolCall", "tool", { result: "stolen" }),
+  // A server looks for such a request in all its sessions.
+  taken("session.tools.handlePendingToolCall", "second tool", { result: "stolen" }, "own"),
   taken("session.permissions.handlePendingPermissionRequest", "permission",
     { result: { kind: "approve-once" } }),
   taken("session.ui.handlePendingUserInput", "question",

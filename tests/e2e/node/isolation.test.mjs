@@ -114,6 +114,7 @@ async function victimOf(kit, { pool, config, told }, client) {
     ...at,
     tools: [
       tool("free", { skipPermission: true }, () => answers.tool.promise),
+      tool("idle", { skipPermission: true }, () => answers.tool.promise),
       tool("guarded", {}, () => "guarded ran"),
     ],
     onPermissionRequest: () => answers.permission.promise,
@@ -122,13 +123,14 @@ async function victimOf(kit, { pool, config, told }, client) {
   const kinds = { "external_tool.requested": "tool", "permission.requested": "permission",
     "user_input.requested": "question" };
   asker.on(({ type, data }) => {
-    if (kinds[type]) requests[kinds[type]] ??= data.requestId;
+    const kind = data.toolName === "idle" ? "second tool" : kinds[type];
+    if (kinds[type]) requests[kind] ??= data.requestId;
   });
   const asked = asker.sendAndWait(
-    { prompt: `[[ptool free {}]] [[ptool guarded {}]] ${mark}`
+    { prompt: `[[ptool free {}]] [[ptool idle {}]] [[ptool guarded {}]] ${mark}`
       + ' [[ptool ask_user {"question":"Which?"}]] [[results]]' }, 50_000);
   asked.catch(() => undefined);
-  await poll("all three requests", () => Object.keys(requests).length === 3, 10_000);
+  await poll("all requests", () => Object.keys(requests).length === 4, 10_000);
 
   hear = heard;
   const running = await stream(mark);
@@ -162,7 +164,7 @@ async function victimOf(kit, { pool, config, told }, client) {
       answers.question.settle({ answer: "her own", wasFreeform: true });
       const results = JSON.parse((await within("the results", 20_000, asked)).data.content);
       assert.deepEqual(results.map((r) => /free ran|guarded ran|her own/.exec(r)?.[0]),
-        ["free ran", "guarded ran", "her own"], `${results}`);
+        ["free ran", "free ran", "guarded ran", "her own"], `${results}`);
 
       // What has become history, and only that: nothing was added, whoever looks.
       const events = await session.getEvents();
@@ -222,7 +224,7 @@ function* frames(bytes) {
 const nothingLike = (target) => ({
   ...target,
   id: randomUUID(), asking: newId("asking"), closed: newId("closed"), never: newId("never"),
-  requests: { tool: randomUUID(), permission: randomUUID(), question: randomUUID() },
+  requests: Object.fromEntries(Object.keys(target.requests).map((kind) => [kind, randomUUID()])),
 });
 /** An outcome without the names that it was asked about. */
 function masked(outcome, { id, asking, closed, never, requests }) {
