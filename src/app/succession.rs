@@ -34,11 +34,16 @@ use crate::{
     },
     core::{
         event::{Event, UpgradePhase},
+        id::SessionId,
+        identity::Person,
         peer::{self, Instance, Message},
         snapshot::AdminState,
     },
     observe::Observer,
-    proxy::listener,
+    proxy::{
+        hub::{self, Hub},
+        listener,
+    },
     store::Store,
 };
 
@@ -287,6 +292,7 @@ impl Household for House {
 struct Obedience {
     observer: Observer,
     pool: Pool,
+    hub: Hub,
     drain: Notify,
 }
 
@@ -297,6 +303,11 @@ impl Follower for Obedience {
 
     fn wish(&self, backend: &str, state: Option<peer::Wish>, weight: Option<u32>) {
         wish(&self.pool, backend, state, weight);
+    }
+
+    fn owned(&self, session: &SessionId, person: Person) {
+        let news = hub::Message::Owned(session.clone(), Arc::new(person));
+        self.hub.publish(&news);
     }
 
     fn drain(&self) {
@@ -462,6 +473,7 @@ impl App {
         let obedience = Arc::new(Obedience {
             observer: self.shared.observer.clone(),
             pool: self.pool.clone(),
+            hub: self.shared.hub.clone(),
             drain: Notify::new(),
         });
         let secondary = Secondary {

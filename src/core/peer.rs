@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{directory::Standing, id::ConnectionId, identity::Person, snapshot::AdminState};
 
 /// The versions of this protocol that are spoken here, best first.
-pub const VERSIONS: [u32; 1] = [1];
+pub const VERSIONS: [u32; 1] = [2];
 
 /// Holders from here on are processes, not client connections.
 const FIRST_HOLDER: u64 = 1 << 63;
@@ -294,6 +294,13 @@ pub enum Message {
         /// Whose it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         whose: Option<Whose>,
+    },
+    /// A session that is somebody's, whoever holds it.
+    Owned {
+        /// Its id.
+        session: String,
+        /// Whose it is.
+        whose: Whose,
     },
     /// The primary ends: everybody ends.
     Drain,

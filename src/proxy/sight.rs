@@ -19,7 +19,7 @@ pub(super) struct Sight {
     rules: Arc<Rules>,
     principal: Option<Arc<Principal>>,
     /// Sessions of which nobody knows whose they are may be taken here. Not in a process whose
-    /// successor decides: that one may know, and does not tell all that it learns.
+    /// successor decides: that one may know, and be about to tell.
     adopts: bool,
 }
 

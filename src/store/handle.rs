@@ -95,6 +95,9 @@ impl Drop for Guard<'_> {
         if self.directory.has_news() {
             self.shared.link.wake();
         }
+        if self.directory.take_owned_news() {
+            self.shared.link.owned();
+        }
         if self.directory.is_dirty() {
             self.publish(None);
         }

@@ -23,8 +23,8 @@ mod turns;
 pub use self::{
     error::StoreError,
     handle::{Guard, Store},
-    peers::{Estate, Unconfirmed},
-    turns::Turns,
+    peers::{Estate, Told, Unconfirmed},
+    turns::{Next, Turns},
 };
 
 /// Where the directory is kept.

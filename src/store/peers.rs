@@ -48,6 +48,8 @@ pub(super) struct Link {
     talk: Mutex<Talk>,
     wake: Notify,
     seat: watch::Sender<Seat>,
+    /// A session has become somebody's.
+    owned: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -76,9 +78,30 @@ impl Link {
         self.wake.notify_one();
     }
 
+    pub(super) fn owned(&self) {
+        self.owned.send_replace(());
+    }
+
     fn talk(&self) -> MutexGuard<'_, Talk> {
         // Whole at every moment, so a panic elsewhere spoils nothing.
         self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How far a process that follows has been told whose sessions are. To begin with, not at all.
+#[derive(Debug, Default)]
+pub struct Told {
+    mark: Option<u64>,
+    rest: Vec<SessionId>,
+}
+
+impl Told {
+    /// It knows what was known when this process began.
+    pub fn at_the_start() -> Self {
+        Self {
+            mark: Some(0),
+            rest: Vec::new(),
+        }
     }
 }
 
@@ -423,6 +446,42 @@ impl Store {
         person.map(|person| Whose::from(&**person))
     }
 
+    /// The next lines for a process that follows, about whose sessions are; none if it has been told
+    /// everything.
+    pub fn owners(&self, told: &mut Told) -> Vec<Message> {
+        let now = Instant::now();
+        let directory = self.lock();
+        if told.rest.is_empty() {
+            let news = told.mark.and_then(|mark| directory.owned_since(mark));
+            told.rest = news.unwrap_or_else(|| directory.all_owned());
+            told.mark = Some(directory.owned_until());
+        }
+        let mut lines = Vec::new();
+        while lines.is_empty() && !told.rest.is_empty() {
+            let next = told.rest.len().saturating_sub(CHUNK);
+            // What is nobody's any more was deleted long ago.
+            lines.extend(told.rest.drain(next..).filter_map(|session| {
+                let person = directory.person(now, session.as_str())?;
+                Some(Message::Owned {
+                    session: session.to_string(),
+                    whose: Whose::from(&**person),
+                })
+            }));
+        }
+        lines
+    }
+
+    /// Changes when [`Store::owners`] may have something.
+    pub fn owners_changed(&self) -> watch::Receiver<()> {
+        self.shared.link.owned.subscribe()
+    }
+
+    /// The process that decides says whose a session is. True if that is news.
+    pub fn learn_owner(&self, session: &SessionId, person: &Person) -> bool {
+        let mut directory = self.lock();
+        directory.follows() && directory.learn_person(Instant::now(), session, person)
+    }
+
     /// The process that `holder` stands for has told everything that it holds: `said`. What it held
     /// before, and did not say, it holds no more.
     pub fn peer_synced(&self, holder: ConnectionId, said: &HashSet<String>) {
@@ -550,5 +609,72 @@ mod tests {
         };
         assert_eq!(claim, Ok(Claim::Granted));
         assert_eq!(known(&older, &fresh).as_deref(), Some(&bob));
+    }
+
+    /// What the newer one has to say of owners, as it comes out of the line.
+    fn tell_owners(from: &Store, to: &Store, told: &mut Told) -> usize {
+        let mut news = 0;
+        loop {
+            let lines = from.owners(told);
+            if lines.is_empty() {
+                return news;
+            }
+            assert!(lines.len() <= CHUNK);
+            for line in lines {
+                let text = serde_json::to_string(&line).unwrap();
+                let Message::Owned { session, whose } = serde_json::from_str(&text).unwrap() else {
+                    panic!("{text}");
+                };
+                let session = SessionId::from(session);
+                news += usize::from(to.learn_owner(&session, &Person::from(&whose)));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_follows_is_told_whose_sessions_are() {
+        let store = || Store::new(Mode::SharedStorage, 10_000);
+        let (older, newer) = (store(), store());
+        let (ann, bob) = (Person::new("acme", "ann"), Person::new("acme", "bob"));
+        let (backend, me) = (BackendName::from("b"), ConnectionId(9));
+        let mut changed = newer.owners_changed();
+        let create = async |session: &str, person: &Person| {
+            let session = SessionId::from(session);
+            let claim = newer.claim_for(&session, &backend, me, Some(person));
+            assert_eq!(claim.await, Ok(Claim::Granted));
+            newer.lock().release(Instant::now(), session.as_str(), me);
+        };
+        let known = |session: &str| older.known(session).person;
+        let mut told = Told::at_the_start();
+
+        create("early", &ann).await;
+        assert_eq!(
+            tell_owners(&newer, &older, &mut told),
+            0,
+            "it decides itself"
+        );
+        assert_eq!(known("early"), None);
+
+        older.hand_over(&[]);
+        create("fresh", &bob).await;
+        assert!(changed.has_changed().unwrap());
+        changed.mark_unchanged();
+        assert_eq!(tell_owners(&newer, &older, &mut told), 1);
+        assert_eq!(known("fresh").as_deref(), Some(&bob));
+        // To use a session again is no news.
+        create("fresh", &ann).await;
+        assert!(!changed.has_changed().unwrap());
+        assert_eq!(newer.owners(&mut told), []);
+
+        // Another link, which cannot know what the first one has said.
+        assert_eq!(tell_owners(&newer, &older, &mut Told::default()), 1);
+        assert_eq!(known("early").as_deref(), Some(&ann));
+
+        // More at a time than is kept in order: all is told once more.
+        for n in 0..5000 {
+            create(&format!("s{n}"), &ann).await;
+        }
+        assert_eq!(tell_owners(&newer, &older, &mut told), 5000);
+        assert_eq!(known("s0").as_deref(), Some(&ann));
     }
 }

@@ -14,6 +14,7 @@ use std::{
 
 use rustix::process::Signal;
 use serde_json::json;
+use taxiway::core::credential::Fingerprint;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -101,6 +102,68 @@ async fn old_clients_stay_new_ones_come_and_both_meet_at_the_owner() {
         assert_eq!(old.ended().await.code(), Some(0), "{}", old.log());
         new.admin.metric_is("taxiway_upgrade_peers", 0.0).await;
         after.turn("team", "fourth").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_the_old_process_see_what_their_users_make_in_the_new_one() {
+    const LATE: &str = "user-ann--late";
+    bounded(60, async {
+        let mut stage = Stage::new(2, Disks::Shared).await;
+        let tokens = stage.folder.path().join("tokens");
+        let token = |user: &str| format!("token-of-{user}-0123456789abcdef");
+        let line = |(user, realm)| format!("{user} {} {realm}\n", Fingerprint::of(&token(user)));
+        // Of several realms, so that no id says whose its session is.
+        let users = [("ann", "acme"), ("bob", "acme"), ("far", "other")];
+        std::fs::write(&tokens, users.map(line).concat()).unwrap();
+        let tokens = tokens.to_str().unwrap();
+        stage.conf = stage.conf.clone().text("identity.tokens_file", tokens);
+        let client = async |process: &Taxiway, user: &str| {
+            let client = Client::connect(process.address()).await;
+            let connect = json!({ "token": token(user) });
+            client.call("connect", connect).await.unwrap();
+            client
+        };
+        let old = stage.first().await;
+        let (ann, bob) = (client(&old, "ann").await, client(&old, "bob").await);
+        ann.create("user-ann--early").await;
+        let new = stage.next().await;
+        new.admin.metric_is("taxiway_upgrade_peers", 1.0).await;
+
+        let later = client(&new, "ann").await;
+        later.create(LATE).await;
+        later.turn(LATE, "first").await;
+        let copied = later
+            .call("sessions.fork", json!({ "sessionId": LATE }))
+            .await;
+        let copy = copied.unwrap()["sessionId"].as_str().unwrap().to_owned();
+        until("the old process to know whose they are", async || {
+            let list = ann
+                .call("session.list", json!({}))
+                .await
+                .unwrap()
+                .to_string();
+            let has_both = list.contains(LATE) && list.contains(&copy);
+            has_both.then_some(()).ok_or(list)
+        })
+        .await;
+        // She has heard of it, may read it, and opens it.
+        let created = |m: &serde_json::Value| {
+            m["method"] == "session.lifecycle" && m["params"]["sessionId"] == LATE
+        };
+        ann.heard(&created).await;
+        ann.call("session.resume", json!({ "sessionId": LATE }))
+            .await
+            .unwrap();
+        ann.turn(LATE, "second").await;
+        let list = bob.call("session.list", json!({})).await.unwrap();
+        assert_eq!(list["sessions"], json!([]));
+        let told = bob
+            .call("session.resume", json!({ "sessionId": LATE }))
+            .await;
+        assert!(told.unwrap_err().message.contains("not found"));
+        assert_eq!(bob.count(&created), 0);
     })
     .await;
 }
@@ -410,7 +473,7 @@ async fn a_successor_that_dies_at_the_last_moment_is_survived() {
 }
 
 const HELLO: &str =
-    r#"{"type":"hello","versions":[1],"role":"successor","instance":"1-x","taxiway":"t"}"#;
+    r#"{"type":"hello","versions":[2],"role":"successor","instance":"1-x","taxiway":"t"}"#;
 
 /// The upgrade socket, by hand.
 struct Line(UnixStream);
@@ -463,7 +526,7 @@ async fn garbage_strangers_and_other_versions_are_turned_away() {
         let mut rest = Vec::new();
         assert_eq!(stranger.0.read_to_end(&mut rest).unwrap_or(0), 0);
         let mut newer = Line::connect(&stage.socket());
-        newer.say(&HELLO.replace("[1]", "[99]"));
+        newer.say(&HELLO.replace("[2]", "[99]"));
         assert!(newer.hear("refused").contains("no common version"));
         let mut one = Line::connect(&stage.socket());
         one.say(HELLO);

@@ -28,7 +28,7 @@ use crate::{
         id::ConnectionId,
         peer::{self, Instance, Message},
     },
-    store::Store,
+    store::{Store, Told},
 };
 
 /// How long a process that has lost its link is believed to hold what it held.
@@ -253,17 +253,31 @@ impl Link<'_> {
         mut mail: mpsc::Receiver<Message>,
     ) -> End {
         let (answers, mut answered) = mpsc::channel::<Message>(QUESTIONS);
+        let store = &self.inner.store;
+        let mut told = match self.synced {
+            Synced::Already => Told::at_the_start(),
+            Synced::NotYet => Told::default(),
+        };
+        let mut owners = store.owners_changed();
+        owners.mark_changed();
         let writing = async {
             loop {
-                let message = tokio::select! {
-                    Some(message) = answered.recv() => message,
+                let messages = tokio::select! {
+                    Some(message) = answered.recv() => vec![message],
                     message = mail.recv() => match message {
-                        Some(message) => message,
+                        Some(message) => vec![message],
                         // A newer link of the same process.
                         None => return WireError::Ended,
                     },
+                    Ok(()) = owners.changed() => {
+                        let lines = store.owners(&mut told);
+                        if !lines.is_empty() {
+                            owners.mark_changed();
+                        }
+                        lines
+                    }
                 };
-                if let Err(error) = wire::write(write, &[message]).await {
+                if let Err(error) = wire::write(write, &messages).await {
                     return error;
                 }
             }
@@ -378,6 +392,7 @@ impl Link<'_> {
             | Message::Taken
             | Message::Retired
             | Message::Answer { .. }
+            | Message::Owned { .. }
             | Message::Drain
             | Message::Leaving => Err(WireError::Unexpected),
         }

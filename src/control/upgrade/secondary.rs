@@ -13,6 +13,8 @@ use super::{
 use crate::{
     core::{
         event::{Event, UpgradePhase},
+        id::SessionId,
+        identity::Person,
         peer::{Instance, Message, Role, VERSIONS, Wish},
     },
     store::Store,
@@ -28,6 +30,8 @@ pub trait Follower: Send + Sync {
     fn record(&self, event: Event);
     /// What an operator wants of a backend.
     fn wish(&self, backend: &str, state: Option<Wish>, weight: Option<u32>);
+    /// A session is this person's.
+    fn owned(&self, session: &SessionId, person: Person);
     /// Everybody ends.
     fn drain(&self);
 }
@@ -151,6 +155,11 @@ impl Secondary {
                 } = message
                 {
                     self.follower.wish(&backend, state, weight);
+                } else if let Message::Owned { session, whose } = message {
+                    let (session, person) = (SessionId::from(session), Person::from(&whose));
+                    if store.learn_owner(&session, &person) {
+                        self.follower.owned(&session, person);
+                    }
                 } else if message == Message::Drain {
                     self.follower.drain();
                 } else {
