@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     core::{
+        access::Denial,
         id::{ConnectionId, SessionId},
         identity::{Caps, Person, Principal, Role},
         mux::{Commons, Over},
@@ -27,6 +28,7 @@ use crate::{
 
 /// Where a connection asks. Dropped, it gives back all that was counted for it.
 pub(super) struct Desk {
+    store: Store,
     turns: Turns,
     quota: Quota,
     rules: Arc<ArcSwap<Rules>>,
@@ -52,6 +54,7 @@ struct Taken {
 impl Desk {
     pub(super) fn new(shared: &Shared, address: IpAddr) -> Self {
         Self {
+            store: shared.store.clone(),
             turns: shared.store.turns().clone(),
             quota: shared.quota.clone(),
             rules: shared.rules.clone(),
@@ -238,6 +241,22 @@ impl Commons for Desk {
 
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool {
         self.turns.may_end(session, by, user)
+    }
+
+    fn may_be_new(&self, session: &str) -> bool {
+        let principal = self
+            .guest
+            .get()
+            .and_then(|guest| guest.principal.load_full());
+        let rules = self.rules.load();
+        let directory = self.store.lock();
+        let person = directory.person(Instant::now(), session);
+        let person = person.map(|person| &**person);
+        let judged = rules
+            .mux
+            .access
+            .judge(principal.as_deref(), session, person, true);
+        matches!(judged, Ok(_) | Err(Denial::Unowned))
     }
 }
 

@@ -564,3 +564,43 @@ async fn a_service_answers_what_it_has_never_heard_asked() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_session_whose_user_was_forgotten_is_nobodys() {
+    bounded(120, async {
+        let house = House::new(Disks::Shared, |conf| {
+            conf.set("limits.directory_sessions", "1000")
+        })
+        .await;
+        // Of several realms, so that no id says whose its session is.
+        let (app, far) = (house.client("app").await, house.client("far").await);
+        let close = async |session: &str| {
+            let params = json!({ "sessionId": session });
+            app.call("session.detach", params).await.unwrap();
+        };
+        app.create("x-0").await;
+        app.turn("x-0", "my secret").await;
+        close("x-0").await;
+        for n in 1..1500 {
+            let session = format!("x-{n}");
+            app.create(&session).await;
+            close(&session).await;
+        }
+
+        // Not even its own realm's any more.
+        for client in [&far, &app] {
+            for method in ["session.resume", "session.getMessages", "session.create"] {
+                let told = client.call(method, json!({ "sessionId": "x-0" })).await;
+                let told = told.unwrap_err().message;
+                assert!(
+                    told.contains("not found") || told.contains("invalid"),
+                    "{told}"
+                );
+            }
+            let list = client.call("session.list", json!({})).await.unwrap();
+            assert!(!ids(&list).contains(&"x-0"));
+        }
+        assert!(house.denied("unowned").await >= 6.0);
+    })
+    .await;
+}

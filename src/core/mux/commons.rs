@@ -82,6 +82,10 @@ pub trait Commons: fmt::Debug {
 
     /// Whether the turn that runs in `session`, if one does, is this user's to end.
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool;
+
+    /// Whether `session` may be one that this client is just creating under an id that its backend
+    /// chooses: it is not known to be somebody's whose sessions the client may not see.
+    fn may_be_new(&self, session: &str) -> bool;
 }
 
 /// Nobody else is there.
@@ -114,6 +118,10 @@ impl Commons for Alone {
     }
 
     fn may_end_turn(&self, _: &str, _: ConnectionId, _: Option<&Person>) -> bool {
+        true
+    }
+
+    fn may_be_new(&self, _: &str) -> bool {
         true
     }
 }

@@ -163,9 +163,10 @@ impl Mux {
 
     /// Whether the client hears this session over `slot`, or may have just created it there under
     /// an id that the backend chose.
-    fn hears(&self, slot: SlotId, session: &str) -> bool {
+    fn hears(&self, cx: &Context<'_>, slot: SlotId, session: &str) -> bool {
         let here = self.by_session.get(session);
-        here.is_some_and(|key| self.entries[*key].here_at() == Some(slot)) || self.awaits_id(slot)
+        here.is_some_and(|key| self.entries[*key].here_at() == Some(slot))
+            || self.awaits_id(slot) && cx.commons.may_be_new(session)
     }
 
     /// Whether a call is out at `slot` whose answer says the id of a session that this client then
@@ -206,7 +207,7 @@ impl Mux {
         };
         let text = |named: Text| -> Cow<'_, str> { named.get(body) };
         let reason = match named.map(text) {
-            Some(session) if self.hears(slot, &session) => return true,
+            Some(session) if self.hears(cx, slot, &session) => return true,
             Some(_) => "not_attached",
             None => "no_session",
         };

@@ -65,4 +65,8 @@ impl Commons for RefCell<Locks> {
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool {
         self.borrow().may_end(session, by, user)
     }
+
+    fn may_be_new(&self, session: &str) -> bool {
+        !session.starts_with("of-another-")
+    }
 }

@@ -235,6 +235,16 @@ fn a_session_whose_id_the_backend_chooses_is_heard_before_its_answer() {
         &request(1, "sessionFs.stat", json!({"sessionId": "new"})),
     );
     assert_eq!(rig.said_one()["method"], "sessionFs.stat");
+    // However long its answer takes, nothing else is heard.
+    for method in ["sessionFs.stat", "userInput.request", "hooks.invoke"] {
+        rig.backend(
+            "a",
+            &request(2, method, json!({"sessionId": "of-another-1"})),
+        );
+        rig.silent();
+    }
+    rig.backend("a", &event("of-another-1", "session.info", json!({})));
+    rig.silent();
     rig.backend("a", &result(1, json!({"sessionId": "new"})));
     rig.said();
     rig.backend("a", &event("new", "session.start", json!({})));
