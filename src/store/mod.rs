@@ -24,7 +24,7 @@ pub use self::{
     error::StoreError,
     handle::{Guard, Store},
     peers::{Estate, Told, Unconfirmed},
-    turns::{Next, Turns},
+    turns::Turns,
 };
 
 /// Where the directory is kept.

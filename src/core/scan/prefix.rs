@@ -65,7 +65,10 @@ pub(super) fn event_of<'a>(body: &'a [u8], session: &[u8]) -> Option<&'a [u8]> {
     }
     let end = memchr2(b'"', b'\\', &rest[..rest.len().min(LONGEST)])?;
     let (event_type, rest) = rest.split_at(end);
-    matches!(rest, [b'"', b',' | b'}', ..]).then_some(event_type)
+    let plain = event_type
+        .iter()
+        .fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
+    (plain && matches!(rest, [b'"', b',' | b'}', ..])).then_some(event_type)
 }
 
 /// `{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"…","event":{"type":"…"…}}}`
@@ -227,7 +230,7 @@ mod tests {
                 assert_eq!(event_of(line.as_bytes(), other.as_bytes()), None, "{line}");
             }
             for at in 0..line.len() {
-                for byte in *b"\"\\}x," {
+                for byte in *b"\"\\}x,\n\xff" {
                     let mut body = line.as_bytes().to_vec();
                     body[at] = byte;
                     let expected = head(&body).and_then(|head| {
