@@ -51,6 +51,9 @@ pub(super) enum Locating {
     Asking(Boxed<Found>),
 }
 
+/// A backend that has just come into the pool again is asked once more after this time.
+const SOON: Duration = Duration::from_millis(10);
+
 /// A backend that did not answer is asked again after this long, unless the pool changes before.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -138,7 +141,7 @@ impl Search {
         loop {
             let decided = match next {
                 Next::Claim(destination) => self.claim(destination, start).await,
-                Next::Ask(backends) => self.ask_and_decide(&backends).await,
+                Next::Ask(backends) => self.ask_and_decide(&backends, start).await,
                 Next::Wait { away, why } => {
                     let deadline = start + self.patience(&away);
                     let more = self.news_of(&away);
@@ -357,8 +360,13 @@ impl Search {
         self.shared.store.place(self.rules.policy, key, snapshot)
     }
 
-    async fn ask_and_decide(&self, backends: &[BackendName]) -> Result<Next, Outcome> {
+    async fn ask_and_decide(
+        &self,
+        backends: &[BackendName],
+        start: tokio::time::Instant,
+    ) -> Result<Next, Outcome> {
         let (shared, session) = (&self.shared, &self.session);
+        let asked = tokio::time::Instant::now();
         let mut findings = ask(shared, &self.rules, session, backends).await;
         if self.purpose == Purpose::Delete && findings.open_at.is_none() {
             // While we asked, another client may have opened it.
@@ -408,8 +416,24 @@ impl Search {
                 }
                 Err(Ok(self.located(destination)))
             }
+            // Silent at once, and usable: the one that was asked has left the pool under the question,
+            // and is in it again by another reload.
+            Err(Refusal::Silent(list))
+                if asked.elapsed() < self.rules.aggregate_timeout
+                    && start.elapsed() < self.rules.aggregate_timeout
+                    && list.iter().all(|name| self.may_answer(name)) =>
+            {
+                // Twice as long each time.
+                tokio::time::sleep(start.elapsed().max(SOON)).await;
+                self.first(&candidates(shared, self.purpose, &self.avoid))
+            }
             Err(why) => self.refuse_or_wait(&snapshot, why),
         }
+    }
+
+    fn may_answer(&self, name: &BackendName) -> bool {
+        let snapshot = self.shared.pool.snapshot();
+        snapshot.get(name).is_some_and(Backend::is_usable)
     }
 
     /// A backend that joins is known within milliseconds, so what only it can tell is worth a
@@ -420,8 +444,8 @@ impl Search {
         let away = match &why {
             Refusal::DiskUnread(name) if is_joining(name) => Some(name.clone()),
             Refusal::OwnerAway(name) | Refusal::HomeAway(name) => Some(name.clone()),
+            Refusal::Silent(list) => list.iter().find(|name| is_joining(name)).cloned(),
             Refusal::DiskUnread(_)
-            | Refusal::Silent(_)
             | Refusal::Unreachable(_)
             | Refusal::Unprepared(_)
             | Refusal::Unconfirmed
