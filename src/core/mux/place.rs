@@ -8,7 +8,7 @@ use super::{
     calls::{Call, Place},
     client::Frame,
     outbox::{Dest, Outbox},
-    session::{Entry, Held, Rest},
+    session::{Entry, Held, Rest, seat},
     turn::{frame, trace_id},
     upstream::{Phase, SlotId, Waiting},
 };
@@ -166,7 +166,7 @@ impl Mux {
     }
 
     pub(super) fn new_entry(&mut self, session: SessionId) -> usize {
-        let key = self.entries.insert(Entry::new(session.clone()));
+        let key = seat(&mut self.entries, Entry::new(session.clone()));
         self.by_session.insert(session, key);
         key
     }

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slab::Slab;
+
 use super::{
     kept::{Kept, Repeat},
     moving::Freeze,
@@ -329,4 +331,12 @@ impl Entry {
             && self.reopening.is_none()
             && self.parked.is_none()
     }
+}
+
+/// Takes an entry in. Most connections have one session, so that the first takes the room of one.
+pub(super) fn seat(entries: &mut Slab<Entry>, entry: Entry) -> usize {
+    if entries.capacity() == 0 {
+        entries.reserve_exact(1);
+    }
+    entries.insert(entry)
 }

@@ -133,6 +133,8 @@ impl Upstreams {
         let index = match self.slots.iter().position(|(_, u)| u.is_none()) {
             Some(free) => free,
             None => {
+                // Few backends: a connection has what it needs, and an idle one no more.
+                self.slots.reserve_exact(1);
                 self.slots.push((0, None));
                 self.slots.len() - 1
             }

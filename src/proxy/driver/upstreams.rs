@@ -59,6 +59,7 @@ impl Driver {
         }));
         let at = slot.index();
         if self.upstreams.len() <= at {
+            self.upstreams.reserve_exact(at + 1 - self.upstreams.len());
             self.upstreams.resize_with(at + 1, || None);
         }
     }
