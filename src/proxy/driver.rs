@@ -196,16 +196,22 @@ impl Driver {
     }
 
     /// Runs until the connection has ended.
-    pub async fn run(mut self) {
-        self.shared.observer.metrics().downstream_opened();
-        std::future::poll_fn(|task| self.poll(task)).await;
-        // From here on nobody hears this connection, so nothing may count it as attached.
-        self.end_searches();
-        self.shared.hub.leave(self.id);
-        desk::leave(&self.shared.store, &self.shared.hub, self.id);
-        self.shared.providers.leave(self.id);
-        let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
-        self.say_closed(reason);
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has room for its argument and, besides, for what becomes of it"
+    )]
+    pub fn run(mut self) -> impl Future<Output = ()> + Send {
+        async move {
+            self.shared.observer.metrics().downstream_opened();
+            std::future::poll_fn(|task| self.poll(task)).await;
+            // From here on nobody hears this connection, so nothing may count it as attached.
+            self.end_searches();
+            self.shared.hub.leave(self.id);
+            desk::leave(&self.shared.store, &self.shared.hub, self.id);
+            self.shared.providers.leave(self.id);
+            let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
+            self.say_closed(reason);
+        }
     }
 
     fn poll(&mut self, task: &mut Task<'_>) -> Poll<()> {
