@@ -237,13 +237,14 @@ impl Mux {
         match class {
             BackendClass::Lifecycle => false,
             BackendClass::Event => {
-                let Some(key) = self.session_key(slot, head, body) else {
-                    return self.may_hear(cx, slot, class, head, body);
-                };
-                match self.entries[key].here_at() {
-                    Some(here) if here == slot => {
+                let key = self.session_key(slot, head, body);
+                match key.and_then(|key| Some((key, self.entries[key].here_at()?))) {
+                    Some((key, here)) if here == slot => {
                         let kind = head.event_type.and_then(|t| t.plain(body));
                         if self.is_told_already(key, kind.unwrap_or_default(), body) {
+                            if kind == Some("session.idle") {
+                                self.ask_again(cx, key, out);
+                            }
                             return false;
                         }
                         self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
@@ -256,7 +257,11 @@ impl Mux {
                     }
                     // It was open there before it was opened elsewhere: an echo.
                     Some(_) => return false,
-                    None => return self.may_hear(cx, slot, class, head, body),
+                    None => {
+                        let named = head.session.map(|session| session.get(body));
+                        return !named.is_some_and(|session| self.is_undoing(slot, &session))
+                            && self.may_hear(cx, slot, class, head, body);
+                    }
                 }
                 true
             }
@@ -606,7 +611,7 @@ impl Mux {
             if !wanted {
                 let params = reply::session_params(session.as_str());
                 let nobody = key.unwrap_or(usize::MAX);
-                let errand = Errand::Nobodys;
+                let errand = Errand::Undo(session.clone());
                 self.call_own(cx, nobody, slot, errand, "session.detach", &params, out);
             }
         } else if late.class == Class::Delete && says_success(head, body) {

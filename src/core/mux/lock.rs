@@ -467,6 +467,7 @@ impl Mux {
             | Errand::Vouch(..)
             | Errand::Join
             | Errand::OpenInFull
+            | Errand::Undo(_)
             | Errand::Leave => false,
         };
         self.entries[key].turn.is_some() || self.own.iter().any(matters)

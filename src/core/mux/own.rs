@@ -51,6 +51,8 @@ pub(super) enum Errand {
     Vouch(RequestId, u64),
     /// Does the turn of this session go on, which is this connection's to watch?
     Inherit(SessionId),
+    /// A session is left that was opened when nobody waited for it any more.
+    Undo(SessionId),
     /// Nobody wants its answer any more.
     Nobodys,
 }
@@ -103,6 +105,13 @@ impl Mux {
         }
     }
 
+    /// Whether what is told of a session is told only until it is left again: nobody has it open here.
+    pub(super) fn is_undoing(&self, slot: SlotId, session: &str) -> bool {
+        let undoes =
+            |own: &Own| matches!(&own.errand, Errand::Undo(undone) if undone.as_str() == session);
+        self.own.iter().any(|own| own.slot == slot && undoes(own))
+    }
+
     /// The answer to a call of ours, if it is one.
     pub(super) fn take_own(&mut self, slot: SlotId, id: &RequestId) -> Option<Own> {
         let at = self
@@ -144,7 +153,7 @@ impl Mux {
                 self.vouched(cx, own.slot, (call, *ticket), answer, out);
             }
             Errand::Inherit(session) => self.inherited(cx, session, own.slot, answer),
-            Errand::Save(None) | Errand::Nobodys => {}
+            Errand::Save(None) | Errand::Undo(_) | Errand::Nobodys => {}
         }
     }
 
