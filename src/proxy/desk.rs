@@ -260,8 +260,19 @@ impl Commons for Desk {
     }
 }
 
-/// A connection gives the turn of `session` away: somebody else may have it now. Returns false if it
-/// goes on, and nobody else can have it: it is still `by`'s.
+/// What has become of a turn that a connection gives away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Parted {
+    /// It is over, or somebody else's.
+    Gone,
+    /// It goes on, and is still the connection's. Who was asked what it waits for may be somebody who
+    /// cannot be given it: a client of another process, or one that is opening the session again.
+    Watched,
+    /// It goes on, and is still the connection's; nobody is left who was asked what it waits for.
+    Orphaned,
+}
+
+/// A connection gives the turn of `session` away: somebody else may have it now.
 pub(super) fn end_turn(
     store: &Store,
     hub: &Hub,
@@ -269,7 +280,7 @@ pub(super) fn end_turn(
     session: &SessionId,
     by: ConnectionId,
     parting: &Parting,
-) -> bool {
+) -> Parted {
     let turns = store.turns();
     let mut holder = by;
     if *parting != Parting::Over {
@@ -277,17 +288,24 @@ pub(super) fn end_turn(
         let asked: Arc<[String]> = parting.asked().into();
         for heir in parting.heirs(by, hearers) {
             if !turns.pass(session.as_str(), holder, heir) {
-                return true;
+                return Parted::Gone;
             }
             let news = Message::TurnInherited(session.clone(), asked.clone());
             if hub.send(heir, news) {
-                return true;
+                return Parted::Gone;
             }
             // It has left meanwhile.
             holder = heir;
         }
         if matches!(parting, Parting::Unasked(_)) {
-            return holder != by && !turns.pass(session.as_str(), holder, by);
+            if holder != by && !turns.pass(session.as_str(), holder, by) {
+                return Parted::Gone;
+            }
+            return if store.lock().is_heard_elsewhere(session.as_str()) {
+                Parted::Watched
+            } else {
+                Parted::Orphaned
+            };
         }
     }
     while let Some(next) = turns.release(now, session.as_str(), holder) {
@@ -296,7 +314,7 @@ pub(super) fn end_turn(
         }
         holder = next;
     }
-    true
+    Parted::Gone
 }
 
 /// The connection is gone: what it had and waited for is somebody else's.

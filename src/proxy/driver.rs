@@ -35,7 +35,7 @@ use self::{
 };
 use super::{
     Rules, Shared,
-    desk::{self, Desk},
+    desk::{self, Desk, Parted},
     error_lines::ErrorLines,
     front,
     hub::{Mailbox, Message},
@@ -458,8 +458,12 @@ impl Driver {
             Output::TurnOver { session, parting } => {
                 self.desk.turn_over(&session);
                 let hub = &self.shared.hub;
-                if !desk::end_turn(store, hub, cx.now, &session, self.id, &parting) {
-                    self.mux.handle_turn_orphaned(cx, &session, &mut self.out);
+                match desk::end_turn(store, hub, cx.now, &session, self.id, &parting) {
+                    Parted::Gone => {}
+                    Parted::Watched => self.mux.handle_turn_taken(cx.now, &session),
+                    Parted::Orphaned => {
+                        self.mux.handle_turn_orphaned(cx, &session, &mut self.out);
+                    }
                 }
             }
             Output::TurnPassed { session, to } => {

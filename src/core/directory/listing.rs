@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use super::{Directory, Known, Standing};
-use crate::core::id::{ConnectionId, SessionId};
+use crate::core::{
+    id::{ConnectionId, SessionId},
+    peer,
+};
 
 impl Directory {
     /// The connections that hear `session`, in the order in which they came; those whose client has
@@ -18,6 +21,14 @@ impl Directory {
                 .map(|h| h.connection)
         };
         hears(false).chain(hears(true)).collect()
+    }
+
+    /// Whether `session` has holders that hear it by way of another process, or are about to hear it:
+    /// nobody knows here what they were asked.
+    pub fn is_heard_elsewhere(&self, session: &str) -> bool {
+        let holders = self.sessions.get(session).map(|r| &r.holders);
+        let mut holders = holders.into_iter().flatten();
+        holders.any(|h| peer::is_peer(h.connection) || h.standing != Standing::Attached)
     }
 
     /// Sessions after `after` in id order, at most `limit`, for the admin API.
