@@ -400,7 +400,8 @@ impl Mux {
             return;
         };
         let (place, session) = (call.place, call.session.clone());
-        if let Place::At(slot) = place {
+        // One that waits for its session's log has not left.
+        if let (Place::At(slot), None) = (place, &call.vouching) {
             let Some(upstream) = self.upstreams.get_mut(slot) else {
                 return;
             };

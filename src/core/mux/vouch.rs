@@ -23,7 +23,7 @@ use crate::core::{
     event::{CallOutcome, Direction, Event, FrameKind},
     idmap::RequestId,
     replay::Effect,
-    reply,
+    reply::{self, ProxyError},
     route::{self, NamedAt},
     scan::Head,
 };
@@ -161,10 +161,21 @@ impl Mux {
         self.held_bytes -= body.len();
         if answer.not_found {
             self.nobody_there(cx, slot, id, out);
-        } else if answer.succeeded && has_asked(answer.result, event, &request) {
-            write_frame(Dest::Upstream(slot), Frame::Kept(body), out);
-        } else {
-            self.refuse_answer(cx, id, out);
+            return;
+        }
+        let asked = answer
+            .succeeded
+            .then(|| has_asked(answer.result, event, &request));
+        match asked.flatten() {
+            Some(true) => write_frame(Dest::Upstream(slot), Frame::Kept(body), out),
+            Some(false) => self.refuse_answer(cx, id, out),
+            // Nothing is known against it: the client may try again.
+            None => {
+                let backend = self.upstreams.get(slot).map(|u| u.backend.clone());
+                let session = self.calls.get(id).and_then(|call| call.session.clone());
+                let error = ProxyError::BackendUnavailable { session, backend };
+                self.fail(cx, id, &error, out);
+            }
         }
     }
 
@@ -227,24 +238,15 @@ impl Mux {
     }
 }
 
-/// Whether a page of a session's log has this request.
-fn has_asked(page: &[u8], event: &str, request: &str) -> bool {
+/// Whether a page of a session's log has this request; none if it is no such page.
+fn has_asked(page: &[u8], event: &str, request: &str) -> Option<bool> {
     #[derive(Deserialize)]
     struct Page {
-        events: Vec<Logged>,
+        events: Vec<serde_json::Value>,
     }
-    #[derive(Deserialize)]
-    struct Logged {
-        r#type: String,
-        data: Requested,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Requested {
-        request_id: Option<String>,
-    }
-    serde_json::from_slice::<Page>(page).is_ok_and(|page| {
-        let mut events = page.events.iter();
-        events.any(|e| e.r#type == event && e.data.request_id.as_deref() == Some(request))
-    })
+    let page: Page = serde_json::from_slice(page).ok()?;
+    Some(page.events.iter().any(|logged| {
+        let id = logged.pointer("/data/requestId");
+        logged.get("type").is_some_and(|kind| kind == event) && id.is_some_and(|id| id == request)
+    }))
 }

@@ -100,7 +100,7 @@ fn what_it_was_not_heard_to_ask_is_answered_if_its_log_has_it() {
 #[test]
 fn what_another_session_has_asked_is_unknown() {
     // Each: what the log says.
-    let table: [fn(&mut Rig, Value); 5] = [
+    let table: [fn(&mut Rig, Value); 3] = [
         |rig, id| log(rig, "a", id, &[]),
         |rig, id| log(rig, "a", id, &["r", "r11"]),
         // Of another kind, or in the wrong place.
@@ -112,8 +112,6 @@ fn what_another_session_has_asked_is_unknown() {
             ]);
             rig.backend("a", &result(id, json!({ "events": events })));
         },
-        |rig, id| rig.backend("a", &result(id, json!(null))),
-        |rig, id| rig.backend("a", &failure(id, "Unhandled method session.eventLog.read")),
     ];
     for said in table {
         let mut rig = open();
@@ -136,6 +134,42 @@ fn what_another_session_has_asked_is_unknown() {
         rig.client(&answer(1, "s1", "r1"));
         assert_eq!(rig.heard_ids("a"), [1]);
     }
+}
+
+/// Nothing is known against who answers, so nobody is accused, and the answer may come again.
+#[test]
+fn an_answer_that_nobody_can_vouch_for_may_come_again() {
+    let table: [fn(&mut Rig, Value); 3] = [
+        |rig, id| rig.backend("a", &result(id, json!(null))),
+        |rig, id| rig.backend("a", &result(id, json!({"events": "none"}))),
+        |rig, id| rig.backend("a", &failure(id, "Unhandled method session.eventLog.read")),
+    ];
+    for said in table {
+        let mut rig = open();
+        rig.client(&answer(1, "s1", "r1"));
+        let (id, _) = question(&mut rig, "a");
+        rig.silent();
+        said(&mut rig, id);
+        assert_eq!(rig.said_one()["error"]["code"], -32010);
+        assert!(rig.heard("a").is_empty(), "the answer never leaves");
+        assert!(denials(&mut rig).is_empty());
+        rig.client(&answer(2, "s1", "r1"));
+        let (id, _) = question(&mut rig, "a");
+        log(&mut rig, "a", id, &["r1"]);
+        assert_eq!(rig.heard_ids("a"), [2]);
+    }
+}
+
+/// It has not left, so it is taken back here.
+#[test]
+fn an_answer_that_waits_to_be_vouched_for_can_be_cancelled() {
+    let mut rig = open();
+    rig.client(&answer(1, "s1", "r1"));
+    let (id, _) = question(&mut rig, "a");
+    rig.client(r#"{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":1}}"#);
+    assert_eq!(rig.said_one()["error"]["code"], -32800);
+    log(&mut rig, "a", id, &["r1"]);
+    assert!(rig.heard("a").is_empty(), "it never leaves");
 }
 
 #[test]
