@@ -25,7 +25,7 @@ use clap::Parser;
 use self::{
     curve::Axis,
     measure::Work,
-    subject::{Kind, Running, Subject},
+    subject::{Kind, Running, Subject, With},
     table::{Row, Style},
 };
 
@@ -163,13 +163,13 @@ impl Args {
     }
 
     fn subjects(&self) -> Vec<Subject> {
-        let taxiway = |name: &str, granularity, threads, logs| Subject {
+        let taxiway = |name: &str, granularity, threads, with| Subject {
             name: name.to_owned(),
             kind: Kind::Taxiway {
                 program: PathBuf::from(env!("CARGO_BIN_EXE_taxiway")),
                 granularity,
                 threads,
-                logs,
+                with,
             },
         };
         let plain = |name: &str, kind| Subject {
@@ -181,14 +181,20 @@ impl Args {
             plain(table::DIRECT, Kind::Direct),
             plain(table::YARDSTICK, Kind::Haproxy { threads }),
             plain("nginx", Kind::Nginx),
-            taxiway("taxiway", "session", Some(threads), false),
-            taxiway("taxiway connection", "connection", Some(threads), false),
-            taxiway("taxiway logs", "session", Some(threads), true),
-            taxiway("taxiway threads", "session", None, false),
+            taxiway("taxiway", "session", Some(threads), With::Nothing),
+            taxiway(
+                "taxiway connection",
+                "connection",
+                Some(threads),
+                With::Nothing,
+            ),
+            taxiway("taxiway logs", "session", Some(threads), With::Logs),
+            taxiway("taxiway users", "session", Some(threads), With::Principals),
+            taxiway("taxiway threads", "session", None, With::Nothing),
         ];
         for also in &self.also {
             let (name, program) = also.split_once('=').unwrap_or(("also", also));
-            let mut subject = taxiway(name, "session", Some(threads), false);
+            let mut subject = taxiway(name, "session", Some(threads), With::Nothing);
             if let Kind::Taxiway { program: path, .. } = &mut subject.kind {
                 *path = PathBuf::from(program);
             }

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Map;
 use taxiway::{
+    core::id::Secret,
     load::{self, Fleet, Pace, Period, Permit, Share, Tally, Times},
     transport::Transport,
 };
@@ -89,7 +90,7 @@ pub(crate) async fn open(running: &Running, run: u32, work: &Work) -> anyhow::Re
             .map(|port| format!("127.0.0.1:{port}"))
             .collect(),
         transport: Transport::default(),
-        token: None,
+        token: running.token.map(|token| Secret::from(token.to_owned())),
         connections: work.connections,
         sessions: work.sessions,
         prefix: format!("bench-{run}-"),

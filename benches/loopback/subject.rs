@@ -79,14 +79,28 @@ pub(crate) enum Kind {
         granularity: &'static str,
         /// None: as many as the runtime chooses.
         threads: Option<usize>,
-        /// One line per turn, as by default; else warnings only.
-        logs: bool,
+        with: With,
     },
     Haproxy {
         threads: usize,
     },
     Nginx,
 }
+
+/// What is turned on besides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum With {
+    Nothing,
+    /// One line per turn, as by default; else warnings only.
+    Logs,
+    /// Clients say who they are, and each session is somebody's.
+    Principals,
+}
+
+/// What clients say, where they have to.
+const TOKEN: &str = "token-of-the-bench";
+/// Where Taxiway reads it.
+const TOKEN_VARIABLE: &str = "TAXIWAY_BENCH_TOKEN";
 
 /// One row of the table.
 #[derive(Clone, Debug)]
@@ -100,6 +114,8 @@ pub(crate) struct Running {
     /// None where clients speak to the servers themselves.
     pub(crate) process: Option<Process>,
     pub(crate) ports: Vec<u16>,
+    /// What clients have to show.
+    pub(crate) token: Option<&'static str>,
 }
 
 impl Subject {
@@ -113,23 +129,28 @@ impl Subject {
         let port = free_port()?;
         let folder = folder.join(format!("{}-{run}", self.name.replace(' ', "-")));
         fs::create_dir_all(&folder)?;
+        let mut token = None;
         let mut command = match &self.kind {
             Kind::Direct => {
                 return Ok(Some(Running {
                     process: None,
                     ports: backends.to_vec(),
+                    token: None,
                 }));
             }
             Kind::Taxiway {
                 program,
                 granularity,
                 threads,
-                logs,
+                with,
             } => {
-                let level = if *logs { "info" } else { "warn" };
                 let file = folder.join("taxiway.toml");
-                fs::write(&file, taxiway(port, backends, granularity, level)?)?;
+                fs::write(&file, taxiway(port, backends, granularity, *with)?)?;
                 let mut command = Command::new(program);
+                if *with == With::Principals {
+                    token = Some(TOKEN);
+                    command.env(TOKEN_VARIABLE, TOKEN);
+                }
                 command.arg("run").arg("-c").arg(file);
                 if let Some(threads) = threads {
                     command.env("TOKIO_WORKER_THREADS", threads.to_string());
@@ -167,6 +188,7 @@ impl Subject {
         let running = Running {
             process: Some(Process(child)),
             ports: vec![port],
+            token,
         };
         let served = wait_until_it_serves(&running, run).await;
         served.with_context(|| {
@@ -215,12 +237,19 @@ fn stream_module() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn taxiway(port: u16, backends: &[u16], granularity: &str, level: &str) -> anyhow::Result<String> {
+fn taxiway(port: u16, backends: &[u16], granularity: &str, with: With) -> anyhow::Result<String> {
+    let level = if with == With::Logs { "info" } else { "warn" };
     let mut text = format!(
         "[listener]\naddress = \"127.0.0.1:{port}\"\n[admin]\naddress = \"127.0.0.1:{}\"\n\
          [routing]\ngranularity = \"{granularity}\"\n[log]\nlevel = \"{level}\"\n",
         free_port()?
     );
+    if with == With::Principals {
+        // The servers say of every session that they have it.
+        text += &format!(
+            "[identity]\nadopt_by = \"bench\"\n[[identity.principals]]\nname = \"bench\"\ntoken_env = \"{TOKEN_VARIABLE}\"\n"
+        );
+    }
     for (at, port) in backends.iter().enumerate() {
         text += &format!("[[backends]]\nname = \"cli-{at}\"\naddress = \"127.0.0.1:{port}\"\n");
     }
