@@ -46,16 +46,25 @@ export const taxiwayBin = () =>
   process.env.TAXIWAY_BIN ?? resolve(here, "../../target/debug/taxiway");
 
 /** A loopback port that was free a moment ago. */
-export function freePort() {
-  return new Promise((done, fail) => {
-    const probe = createServer();
-    probe.once("error", fail);
-    probe.listen(0, "127.0.0.1", () => {
-      const { port } = probe.address();
-      probe.close(() => done(port));
+export async function freePort() {
+  for (;;) {
+    const port = await new Promise((done, fail) => {
+      const probe = createServer();
+      probe.once("error", fail);
+      probe.listen(0, "127.0.0.1", () => {
+        const { port } = probe.address();
+        probe.close(() => done(port));
+      });
     });
-  });
+    // The kernel may well name the same port twice once its first listener is closed.
+    if (!givenPorts.has(port)) {
+      givenPorts.add(port);
+      return port;
+    }
+  }
 }
+
+const givenPorts = new Set();
 
 /** Polls `look` until it gives a value that is neither false nor undefined. */
 export async function poll(what, look, ms, every = 20) {

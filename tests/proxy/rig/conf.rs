@@ -1,17 +1,25 @@
 //! A configuration file, as values that a test can change.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    iter,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::Mutex,
 };
 
 use super::{Disks, Sims};
 
-/// An address that was free a moment ago.
+/// An address that was free a moment ago, and that nobody else in this process was given: the
+/// kernel may well name the same port twice once its first listener is closed.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    iter::repeat_with(|| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.local_addr().unwrap()
+    })
+    .find(|address| GIVEN.lock().unwrap().insert(*address))
+    .unwrap()
 }
 
 /// One `[[backends]]` entry.
