@@ -477,19 +477,38 @@ impl Directory {
     /// `backend` is not heard: whoever left lately, or leaves from now on, may be unheard there.
     pub fn backend_silent(&mut self, now: Instant, backend: &BackendName) {
         self.silent.insert(backend.clone());
-        for (at, session, left) in std::mem::take(&mut self.left) {
-            if left != *backend {
-                self.left.push_back((at, session, left));
-            } else if now.saturating_duration_since(at) < LEFT_WITHIN
+        for (at, session) in self.take_left(backend) {
+            if now.saturating_duration_since(at) < LEFT_WITHIN
                 && !self.sessions.get(&session).is_some_and(|r| {
                     // Wherever it may be open by now, it was opened there after it was left here.
                     r.owner.is_some() || r.maybe_open_at.is_some() || r.is_deleted(now)
                 })
             {
-                self.entry(now, &session).maybe_open_at = Some(left);
+                self.entry(now, &session).maybe_open_at = Some(backend.clone());
                 self.touch(&session);
             }
         }
+    }
+
+    /// The sessions that were left at `backend` last, in that order, and when. What of the others
+    /// was left earlier goes: each was opened elsewhere after it, so it says nothing any more.
+    fn take_left(&mut self, backend: &BackendName) -> Vec<(Instant, SessionId)> {
+        let mut seen: HashSet<SessionId, RandomState> = HashSet::default();
+        let mut taken = Vec::new();
+        let mut kept = VecDeque::with_capacity(self.left.len());
+        for (at, session, left) in std::mem::take(&mut self.left).into_iter().rev() {
+            if !seen.insert(session.clone()) {
+                continue;
+            }
+            if left == *backend {
+                taken.push((at, session));
+            } else {
+                kept.push_front((at, session, left));
+            }
+        }
+        self.left = kept;
+        taken.reverse();
+        taken
     }
 
     /// Gives up what may be open at backends that are no part of the pool any more: nobody could
@@ -522,16 +541,13 @@ impl Directory {
     /// may open now: a stopped process whose connections were reset has not heard who has left.
     pub fn backend_gone(&mut self, now: Instant, backend: &BackendName) {
         self.silent.remove(backend);
-        let (left, others): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.left)
-            .into_iter()
-            .partition(|(_, _, left)| left == backend);
-        self.left = others;
+        let left = self.take_left(backend);
         let perhaps = self.forget_maybe_open(backend);
         for session in &perhaps {
             self.touch(session);
         }
         if self.mode == Mode::SharedStorage {
-            let left = left.into_iter().map(|(_, session, _)| session);
+            let left = left.into_iter().map(|(_, session)| session);
             for session in left.chain(perhaps) {
                 let owner = self.sessions.get(&session).and_then(|r| r.owner.as_ref());
                 if owner != Some(backend) {

@@ -72,6 +72,33 @@ fn where_a_session_was_left_last_counts() {
 }
 
 #[test]
+fn where_a_session_was_left_first_hides_nothing() {
+    let now = Instant::now();
+    let mut d = Directory::new(Mode::SharedStorage, 100);
+    for backend in [1, 2] {
+        d.claim(now, &s(1), &b(backend), ConnectionId(1));
+        d.release(now, "s1", ConnectionId(1));
+    }
+    d.backend_silent(now, &b(1));
+    assert_eq!(
+        d.known(now, "s1").maybe_open_at,
+        None,
+        "b1 said that it does not have it before it was opened at b2"
+    );
+    d.backend_silent(now, &b(2));
+    assert_eq!(
+        d.known(now, "s1").maybe_open_at,
+        Some(b(2)),
+        "b2 may not have heard that it was left"
+    );
+    d.backend_gone(now, &b(1));
+    assert_eq!(d.moved_from(&b(1)), []);
+    d.backend_released(now, &b(2));
+    assert_eq!(d.moved_from(&b(2)), [s(1)]);
+    d.check_invariants();
+}
+
+#[test]
 fn who_leaves_a_silent_backend_may_be_open_there_still() {
     let mut now = Instant::now();
     let mut d = Directory::new(Mode::SharedStorage, 100);
