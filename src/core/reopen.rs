@@ -11,11 +11,14 @@ use super::reply;
 /// Which call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {
-    /// `session.resume` with all parameters: history, pending tools and permissions come back, no
-    /// `session.resume` event is told. `keep_model` gives the parameters' own model again.
+    /// `session.resume` with all parameters: the history comes back, no `session.resume` event is
+    /// told.
     Resume {
-        #[allow(missing_docs)]
+        /// The parameters' own model is given again.
         keep_model: bool,
+        /// Pending tools and permissions come back, and their turn with them; else only if the
+        /// parameters say so themselves.
+        goes_on: bool,
     },
     /// `session.resume` without what only one connection may declare: tools, commands, canvases
     /// and hooks.
@@ -53,12 +56,17 @@ pub fn params(body: &[u8], session: &str, form: Form) -> Option<String> {
     params.insert("sessionId".to_owned(), &session);
     let yes = RawValue::from_string("true".to_owned()).ok()?;
     match form {
-        Form::Resume { keep_model } => {
+        Form::Resume {
+            keep_model,
+            goes_on,
+        } => {
             if !keep_model {
                 params.remove("model");
                 params.remove("reasoningEffort");
             }
-            params.insert("continuePendingWork".to_owned(), &yes);
+            if goes_on {
+                params.insert("continuePendingWork".to_owned(), &yes);
+            }
             params.insert("disableResume".to_owned(), &yes);
         }
         Form::Bare => {
@@ -98,7 +106,11 @@ mod tests {
 
     #[test]
     fn a_resume_keeps_what_the_client_declared() {
-        let resume = made(BODY, Form::Resume { keep_model: true });
+        let form = |keep_model, goes_on| Form::Resume {
+            keep_model,
+            goes_on,
+        };
+        let resume = made(BODY, form(true, true));
         assert_eq!(
             resume,
             json!({
@@ -106,7 +118,15 @@ mod tests {
                 "provider": {"apiKey": "k"}, "continuePendingWork": true, "disableResume": true,
             })
         );
-        let text = params(BODY.as_bytes(), "s", Form::Resume { keep_model: false }).unwrap();
+        let quiet = made(BODY, form(true, false));
+        assert_eq!(quiet.get("continuePendingWork"), None, "{quiet}");
+        let own = r#"{"params":{"continuePendingWork":true}}"#;
+        assert_eq!(
+            made(own, form(true, false))["continuePendingWork"],
+            json!(true),
+            "the client wants it so"
+        );
+        let text = params(BODY.as_bytes(), "s", form(false, true)).unwrap();
         assert!(
             text.contains(r#"{"name":"t","x":1.50}"#),
             "as it stood: {text}"

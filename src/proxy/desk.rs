@@ -243,6 +243,11 @@ impl Commons for Desk {
         self.turns.may_end(session, by, user)
     }
 
+    fn is_in_turn(&self, now: Instant, session: &str) -> bool {
+        // What those of another process do stands in the directory alone.
+        self.turns.get(session).is_some() || self.store.lock().known(now, session).in_turn
+    }
+
     fn may_be_new(&self, session: &str) -> bool {
         let principal = self
             .guest

@@ -83,6 +83,9 @@ pub trait Commons: fmt::Debug {
     /// Whether the turn that runs in `session`, if one does, is this user's to end.
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool;
 
+    /// Whether a turn of `session` is known to any connection, of this process or another.
+    fn is_in_turn(&self, now: Instant, session: &str) -> bool;
+
     /// Whether `session` may be one that this client is just creating under an id that its backend
     /// chooses: it is not known to be somebody's whose sessions the client may not see.
     fn may_be_new(&self, session: &str) -> bool;
@@ -119,6 +122,10 @@ impl Commons for Alone {
 
     fn may_end_turn(&self, _: &str, _: ConnectionId, _: Option<&Person>) -> bool {
         true
+    }
+
+    fn is_in_turn(&self, _: Instant, _: &str) -> bool {
+        false
     }
 
     fn may_be_new(&self, _: &str) -> bool {

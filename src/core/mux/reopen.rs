@@ -347,6 +347,7 @@ impl Mux {
         let call = match step {
             Step::Resume => opens(Form::Resume {
                 keep_model: !kept.model_chosen,
+                goes_on: self.knows_of_work(cx, key),
             }),
             Step::Create => opens(Form::Create),
             Step::Answer => entry
@@ -371,6 +372,18 @@ impl Mux {
         let method = method.to_owned();
         let errand = Errand::Reopen(step);
         self.call_own(cx, key, slot, errand, &method, &params, out);
+    }
+
+    /// Whether there is something that the next process has to go on with, or that is to be aborted
+    /// there. What is pending on disk may as well be of a turn that is long given up: a client that
+    /// resumes without `continuePendingWork` gives up what its session waited for, and nothing says
+    /// so on disk before the next turn begins (docs/protocol.md). Revived, it would be nobody's, and
+    /// every send would wait behind it.
+    fn knows_of_work(&self, cx: &Context<'_>, key: usize) -> bool {
+        let entry = &self.entries[key];
+        entry.turn.is_some()
+            || entry.rest == Rest::Runs
+            || cx.commons.is_in_turn(cx.now, entry.id.as_str())
     }
 
     /// What follows from its answer.

@@ -468,7 +468,10 @@ impl Mux {
         self.note_waiting(key);
         if answered {
             let session = self.entries[key].id.as_str();
-            let form = Form::Resume { keep_model: true };
+            let form = Form::Resume {
+                keep_model: true,
+                goes_on: true,
+            };
             let Some(params) = reopen::params(&held.body, session, form) else {
                 return;
             };

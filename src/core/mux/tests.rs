@@ -66,6 +66,10 @@ impl Commons for RefCell<Locks> {
         self.borrow().may_end(session, by, user)
     }
 
+    fn is_in_turn(&self, _: Instant, session: &str) -> bool {
+        self.borrow().get(session).is_some()
+    }
+
     fn may_be_new(&self, session: &str) -> bool {
         !session.starts_with("of-another-")
     }

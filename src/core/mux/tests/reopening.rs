@@ -92,7 +92,7 @@ fn an_idle_session_is_opened_elsewhere_and_what_came_meanwhile_follows_in_order(
         params,
         json!({
             "sessionId": "s1", "model": "m", "tools": [{"name": "t"}],
-            "disableResume": true, "continuePendingWork": true,
+            "disableResume": true,
         })
     );
     assert_eq!(rig.heard_ids("b"), [json!(1), json!(2)]);

@@ -37,6 +37,50 @@ fn kinds(said: &[Value]) -> Vec<&Value> {
 }
 
 #[test]
+fn a_turn_that_nobody_knows_of_is_not_revived() {
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Known {
+        Nowhere,
+        Here,
+        ToAnother,
+        ToTheClient,
+    }
+    for known in [
+        Known::Nowhere,
+        Known::Here,
+        Known::ToAnother,
+        Known::ToTheClient,
+    ] {
+        let mut rig = match known {
+            Known::Here => waiting_turn(),
+            Known::Nowhere | Known::ToAnother | Known::ToTheClient => {
+                let mut rig = reopening::rig();
+                rig.homes.insert("s1".into(), "a".into());
+                // What its session waited for is given up with this, unless it says that it is not.
+                let mut params = json!({"sessionId": "s1"});
+                if known == Known::ToTheClient {
+                    params["continuePendingWork"] = json!(true);
+                }
+                rig.client(&request("o", "session.resume", params));
+                rig.heard("a");
+                rig.backend("a", &result("o", json!({"sessionId": "s1"})));
+                rig.said();
+                rig
+            }
+        };
+        if known == Known::ToAnother {
+            rig.other_asks("s1");
+        }
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        rig.silent();
+        let params = grant(&mut rig, "b", "session.resume", json!({}));
+        let goes_on = params.get("continuePendingWork") == Some(&json!(true));
+        assert_eq!(goes_on, known != Known::Nowhere, "{known:?}: {params}");
+    }
+}
+
+#[test]
 fn what_was_queued_behind_a_turn_that_goes_on_is_told_as_lost_at_its_end() {
     let mut rig = waiting_turn();
     for (id, message) in [(2, "m2"), (3, "m3"), (4, "m4")] {

@@ -70,7 +70,7 @@ pub(super) fn survivor(lines: &[Line]) -> Option<(String, BTreeSet<String>)> {
     let mut open: Option<(String, BTreeSet<String>)> = None;
     for line in lines {
         match &line.what {
-            What::Start | What::Idle | What::Shutdown => open = None,
+            What::Start | What::Idle => open = None,
             What::User(message) => open = Some((message.clone(), BTreeSet::new())),
             What::Requested(request) => {
                 if let Some((_, waiting)) = &mut open {
@@ -82,7 +82,8 @@ pub(super) fn survivor(lines: &[Line]) -> Option<(String, BTreeSet<String>)> {
                     waiting.remove(request);
                 }
             }
-            What::Answer(_) | What::Mode(_) => {}
+            // By experiment: what is pending outlives the end of its session, too.
+            What::Answer(_) | What::Mode(_) | What::Shutdown => {}
         }
     }
     open.filter(|(_, waiting)| !waiting.is_empty())
