@@ -214,9 +214,17 @@ impl Mux {
             // An answer may be given as often as it takes: the first one counts. And who is told that
             // it is lost does not give it again.
             let may = repeats && (!call.repeated || call.effect == Effect::Answer);
-            let session = call.session.clone().filter(|_| may);
+            // One that waits to be vouched for has not left.
+            let unsent = call.vouching.take().map(|vouching| vouching.body);
+            let session = call.session.clone().filter(|_| may || unsent.is_some());
             // The copies of the others are counted until these are answered.
-            let held = session.and_then(|session| Some((session, call.copy.take()?)));
+            let held = session.and_then(|session| {
+                let body = match unsent {
+                    Some(body) => body,
+                    None => call.copy.take()?,
+                };
+                Some((session, body))
+            });
             let Some((session, body)) = held else {
                 rest.push((id, call));
                 continue;
@@ -225,7 +233,7 @@ impl Mux {
             self.held_bytes -= body.len();
             call.fallback = None;
             call.withheld = None;
-            call.vouching = None;
+            call.copy = None;
             call.repeated = true;
             call.place = Place::Held;
             let held = Held {

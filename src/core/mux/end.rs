@@ -65,7 +65,8 @@ impl Mux {
         self.drop_queues();
         for (id, call) in self.drain_calls(|_| true) {
             // What is with a backend may have been executed: not to be repeated blindly.
-            let error = match call.at().and_then(|slot| self.backend_of(slot)) {
+            let left_for = call.at().filter(|_| call.vouching.is_none());
+            let error = match left_for.and_then(|slot| self.backend_of(slot)) {
                 Some(backend) => {
                     let method = call.method.as_str().to_owned();
                     ProxyError::BackendLost {

@@ -465,6 +465,7 @@ impl Mux {
             Errand::Reopen(_)
             | Errand::Save(_)
             | Errand::Vouch(..)
+            | Errand::VouchLate(_)
             | Errand::Join
             | Errand::OpenInFull
             | Errand::Undo(_)

@@ -108,11 +108,13 @@ impl Mux {
             call.session.as_ref() == Some(&session) && call.at() == slot && which(call)
         });
         for (id, call) in under_way {
+            let mut has_left = call.vouching.is_none();
             if let Some(upstream) = slot.and_then(|slot| self.upstreams.get_mut(slot)) {
                 let waits = |w: &Waiting| w.call.as_ref() == Some(&id);
                 if let Some(at) = upstream.waiting.iter().position(waits) {
                     // It has not left, so nothing answers it.
                     self.held_bytes -= upstream.waiting.remove(at).body.len();
+                    has_left = false;
                 } else if call.is_owed() {
                     // Its answer may come still.
                     let (class, session) = (call.class, call.session.clone());
@@ -121,9 +123,16 @@ impl Mux {
                         .insert(id.clone(), GivenUp { class, session });
                 }
             }
-            let error = ProxyError::BackendLost {
-                backend: backend.clone(),
-                method: call.method.as_str().to_owned(),
+            let error = if has_left {
+                ProxyError::BackendLost {
+                    backend: backend.clone(),
+                    method: call.method.as_str().to_owned(),
+                }
+            } else {
+                ProxyError::BackendUnavailable {
+                    session: Some(session.clone()),
+                    backend: Some(backend.clone()),
+                }
             };
             self.answer_with_error(cx, &id, call, &error, out);
         }

@@ -7,6 +7,7 @@ use super::{
     session::Rest,
     turn::frame,
     upstream::{Phase, SlotId, Waiting},
+    vouch::LastWord,
 };
 use crate::core::{id::SessionId, idmap::RequestId, reply};
 
@@ -49,6 +50,8 @@ pub(super) enum Errand {
     Quell,
     /// Has the session asked what this call answers? The number tells questions apart.
     Vouch(RequestId, u64),
+    /// The same, of a call whose client has left meanwhile.
+    VouchLate(Box<LastWord>),
     /// Does the turn of this session go on, which is this connection's to watch?
     Inherit(SessionId),
     /// A session is left that was opened when nobody waited for it any more.
@@ -126,6 +129,9 @@ impl Mux {
         if let Errand::Vouch(call, _) = &own.errand {
             return self.calls.get(call)?.session.clone();
         }
+        if let Errand::VouchLate(word) = &own.errand {
+            return word.session.clone();
+        }
         self.entries.get(own.key).map(|entry| entry.id.clone())
     }
 
@@ -152,6 +158,7 @@ impl Mux {
             Errand::Vouch(call, ticket) => {
                 self.vouched(cx, own.slot, (call, *ticket), answer, out);
             }
+            Errand::VouchLate(word) => self.vouched_late(own.slot, word, answer, out),
             Errand::Inherit(session) => self.inherited(cx, session, own.slot, answer),
             Errand::Save(None) | Errand::Undo(_) | Errand::Nobodys => {}
         }

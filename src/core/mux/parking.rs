@@ -129,11 +129,13 @@ impl Mux {
         }
 
         self.drop_queues();
-        for (id, call) in self.drain_calls(|_| true) {
+        for (id, mut call) in self.drain_calls(|_| true) {
             self.call_ended(cx, &call, CallOutcome::Abandoned);
+            let owed = call.is_owed();
+            self.keep_last_word(&id, &mut call);
             self.settle(cx, &call);
             if let Some(upstream) = call.at().and_then(|slot| self.upstreams.get_mut(slot))
-                && call.is_owed()
+                && owed
             {
                 // Its answer is still to come.
                 let (class, session) = (call.class, call.session);

@@ -16,15 +16,16 @@ use super::{
     outbox::{Dest, Outbox},
     own::{Errand, OwnAnswer},
     place::write_frame,
-    upstream::{SlotId, Waiting},
+    upstream::{GivenUp, SlotId, Waiting},
 };
 use crate::core::{
     access::Denial,
     event::{CallOutcome, Direction, Event, FrameKind},
+    id::SessionId,
     idmap::RequestId,
     replay::Effect,
     reply::{self, ProxyError},
-    route::{self, NamedAt},
+    route::{self, Class, NamedAt},
     scan::Head,
 };
 
@@ -35,7 +36,7 @@ const NEWEST: usize = 100;
 const UNKNOWN_REQUEST: &str = r#"{"success":false}"#;
 
 /// A call that has not left: its session is asked first whether it asked for this.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Vouching {
     /// The question, of several under one call's id.
     ticket: u64,
@@ -44,7 +45,60 @@ pub(super) struct Vouching {
     pub(super) body: Vec<u8>,
 }
 
+/// Such a call whose client has left while its turn stays: it has answered all the same.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct LastWord {
+    id: RequestId,
+    class: Class,
+    pub(super) session: Option<SessionId>,
+    vouching: Vouching,
+}
+
 impl Mux {
+    /// The client has left, and `call` waits to be vouched for.
+    pub(super) fn keep_last_word(&mut self, id: &RequestId, call: &mut Call) {
+        let Some(vouching) = call.vouching.take() else {
+            return;
+        };
+        // What is held for a client does not count any more.
+        self.held_bytes -= vouching.body.len();
+        let asks = Errand::Vouch(id.clone(), vouching.ticket);
+        if let Some(own) = self.own.iter_mut().find(|own| own.errand == asks) {
+            own.errand = Errand::VouchLate(Box::new(LastWord {
+                id: id.clone(),
+                class: call.class,
+                session: call.session.clone(),
+                vouching,
+            }));
+        }
+    }
+
+    /// The session's log has said what it asked; nobody hears what comes of it.
+    pub(super) fn vouched_late(
+        &mut self,
+        slot: SlotId,
+        word: &LastWord,
+        answer: &OwnAnswer<'_>,
+        out: &mut Outbox,
+    ) {
+        let LastWord {
+            id,
+            class,
+            session,
+            vouching,
+        } = word;
+        let is_theirs = answer.succeeded
+            && has_asked(answer.result, vouching.event, &vouching.request) == Some(true);
+        if let Some(upstream) = self.upstreams.get_mut(slot).filter(|_| is_theirs) {
+            let (class, session) = (*class, session.clone());
+            upstream
+                .given_up
+                .insert(id.clone(), GivenUp { class, session });
+            let body = vouching.body.clone();
+            write_frame(Dest::Upstream(slot), Frame::Kept(body), out);
+        }
+    }
+
     /// Forwards a call of a session; if it answers what this connection has not heard the session
     /// ask, then only once that is vouched for.
     #[allow(

@@ -36,7 +36,7 @@ fn what_waits_for_a_handshake_is_given_up_by_a_forced_move_with_all_its_counts()
     rig.locate(&question, "a");
     let (slot, _) = rig.connecting();
     freeze(&mut rig, "s1", "a", true);
-    assert_eq!(rig.error(), (json!(1), -32011));
+    assert_eq!(rig.error(), (json!(1), -32010));
     assert_eq!(rig.mux.held_bytes, 0);
     rig.accept(slot, "a");
     rig.greet("a");

@@ -284,6 +284,57 @@ fn it_is_asked_again_where_the_session_goes_when_its_backend_dies() {
     refused(&mut rig, 1);
 }
 
+/// Nothing is kept of it that could be made once more, and it need not be: it has not left.
+#[test]
+fn it_has_not_left_before_it_is_vouched_for_whatever_becomes_of_its_backend() {
+    for stops in [false, true] {
+        let mut rig = rig(Shell::Auto);
+        rig.settings.session_params = 0;
+        rig.open("s1", "a");
+        rig.client(&answer(1, "s1", "r1"));
+        question(&mut rig, "a");
+        if stops {
+            rig.shut_down();
+            assert_eq!(rig.error(), (json!(1), -32015));
+            continue;
+        }
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        rig.silent();
+        let (id, _) = question(&mut rig, "b");
+        log(&mut rig, "b", id, &["r1"]);
+        assert_eq!(rig.heard_ids("b"), [1]);
+    }
+}
+
+/// Its client does not give it again: it has, and is gone.
+#[test]
+fn it_is_passed_on_though_its_client_leaves_before_it_is_vouched_for() {
+    for asked in [true, false] {
+        let mut rig = rig(Shell::Auto);
+        rig.settings.detach_grace = Some(std::time::Duration::from_secs(30));
+        rig.open("s1", "a");
+        rig.backend("a", &event("s1", "user.message", json!({"messageId": "m"})));
+        rig.heard("a");
+        rig.client(&answer(1, "s1", "r1"));
+        let (id, _) = question(&mut rig, "a");
+        rig.hang_up();
+        assert!(rig.closed.is_none(), "its turn goes on");
+        log(&mut rig, "a", id, if asked { &["r1"] } else { &[] });
+        let heard = rig.heard("a");
+        if !asked {
+            assert!(heard.is_empty());
+            continue;
+        }
+        let expected: Value = serde_json::from_str(&answer(1, "s1", "r1")).unwrap();
+        assert_eq!(heard, [expected]);
+        rig.said();
+        rig.backend("a", &result(1, json!({"success": true})));
+        rig.silent();
+        assert!(rig.closed.is_none());
+    }
+}
+
 #[test]
 fn a_backend_that_cannot_be_reached_is_as_for_any_call() {
     let mut rig = rig(Shell::Auto);
@@ -296,7 +347,7 @@ fn a_backend_that_cannot_be_reached_is_as_for_any_call() {
 }
 
 #[test]
-fn a_call_that_is_given_up_meanwhile_does_not_leave_later() {
+fn while_its_backend_is_silent_it_waits_and_is_asked_for_anew() {
     let mut rig = open();
     rig.client(&answer(1, "s1", "r1"));
     let (id, _) = question(&mut rig, "a");
@@ -304,11 +355,34 @@ fn a_call_that_is_given_up_meanwhile_does_not_leave_later() {
         mux.handle_backend_silent(cx, &"a".into(), out);
         0
     });
-    assert_eq!(rig.error().0, json!(1));
+    rig.silent();
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_back(cx, &"a".into(), out);
+        0
+    });
+    let (again, _) = question(&mut rig, "a");
+    log(&mut rig, "a", id, &["r1"]);
+    assert!(rig.heard("a").is_empty(), "of what was asked before");
+    log(&mut rig, "a", again, &["r1"]);
+    assert_eq!(rig.heard_ids("a"), [1]);
+    rig.silent();
+    rig.backend("a", &result(1, json!({"success": true})));
+    assert_eq!(rig.said_one()["id"], json!(1));
+}
+
+/// It is not repeated when its backend stays away: it has not been executed.
+#[test]
+fn an_answer_that_is_given_up_meanwhile_does_not_leave_later() {
+    let mut rig = open();
+    rig.client(&answer(1, "s1", "r1"));
+    let (id, _) = question(&mut rig, "a");
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_silent(cx, &"a".into(), out);
+        0
+    });
+    rig.pass(rig.settings.home_wait);
+    assert_eq!(rig.error(), (json!(1), -32010));
     log(&mut rig, "a", id, &["r1"]);
     assert!(rig.heard("a").is_empty());
     rig.silent();
-    // Nothing is owed to nobody: the id is free.
-    rig.client(&request(1, "session.mode.get", json!({"sessionId": "s1"})));
-    assert_eq!(rig.heard_ids("a"), [1]);
 }
