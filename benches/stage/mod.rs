@@ -242,6 +242,10 @@ impl Commons for Locked {
         self.0.may_end(session, by, user)
     }
 
+    fn has_others(&self, _: &str, _: ConnectionId) -> bool {
+        false
+    }
+
     fn is_in_turn(&self, _: Instant, session: &str) -> bool {
         self.0.get(session).is_some()
     }

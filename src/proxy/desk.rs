@@ -243,6 +243,11 @@ impl Commons for Desk {
         self.turns.may_end(session, by, user)
     }
 
+    fn has_others(&self, session: &str, than: ConnectionId) -> bool {
+        let holders = self.store.lock().holders(session);
+        holders.into_iter().any(|holder| holder != than)
+    }
+
     fn is_in_turn(&self, now: Instant, session: &str) -> bool {
         // What those of another process do stands in the directory alone.
         self.turns.get(session).is_some() || self.store.lock().known(now, session).in_turn

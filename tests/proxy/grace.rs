@@ -106,6 +106,26 @@ async fn a_pending_tool_is_shown_to_the_new_client_and_answered_by_it() {
     .await;
 }
 
+/// The one who stays has heard the request, and has no such tool: it would wait for ever.
+#[tokio::test]
+async fn without_grace_who_stays_does_not_wait_for_a_tool_of_who_is_gone() {
+    bounded(60, async {
+        let rig = rig(Disks::Shared, "0s").await;
+        let old = in_turn(&rig, "s", "[[tool probe {}]]").await;
+        let stays = rig.client().await;
+        let params = json!({ "sessionId": "s" });
+        stays.call("session.resume", params).await.unwrap();
+        old.heard(&event("s", "external_tool.requested")).await;
+        drop(old);
+        let idle = stays.heard(&event("s", "session.idle")).await;
+        assert_eq!(idle["params"]["event"]["data"]["aborted"], true);
+        stays.turn("s", "after").await;
+        drop(stays);
+        nothing_is_left(&rig).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_question_is_put_to_the_new_client() {
     bounded(60, async {

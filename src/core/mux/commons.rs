@@ -83,6 +83,9 @@ pub trait Commons: fmt::Debug {
     /// Whether the turn that runs in `session`, if one does, is this user's to end.
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool;
 
+    /// Whether other connections than `than` hold `session`.
+    fn has_others(&self, session: &str, than: ConnectionId) -> bool;
+
     /// Whether a turn of `session` is known to any connection, of this process or another.
     fn is_in_turn(&self, now: Instant, session: &str) -> bool;
 
@@ -122,6 +125,10 @@ impl Commons for Alone {
 
     fn may_end_turn(&self, _: &str, _: ConnectionId, _: Option<&Person>) -> bool {
         true
+    }
+
+    fn has_others(&self, _: &str, _: ConnectionId) -> bool {
+        false
     }
 
     fn is_in_turn(&self, _: Instant, _: &str) -> bool {

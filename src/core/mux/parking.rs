@@ -114,7 +114,8 @@ impl Mux {
         self.let_takings_go(cx);
         let keys = self.keys();
         let stays = |mux: &Self, key: usize| {
-            grace.is_some() && mux.may_park(key) || mux.owes_hook(key) && mux.is_ready_here(key)
+            let aborts = mux.owes_hook(key) || mux.leaves_others_waiting(cx, key);
+            grace.is_some() && mux.may_park(key) || aborts && mux.is_ready_here(key)
         };
         let stay: Vec<usize> = keys.into_iter().filter(|key| stays(self, *key)).collect();
         let mut slots: Vec<SlotId> = stay
@@ -175,7 +176,7 @@ impl Mux {
                     connection: self.id,
                     session,
                 }));
-            } else if self.owes_hook(key) {
+            } else if self.owes_hook(key) || self.waits_for_own_tool(key) {
                 self.halt(cx, key, out);
             } else if parked.stage != Stage::Lingering {
                 self.end_turn(cx, key, TurnOutcome::Lost, by);
@@ -254,11 +255,18 @@ impl Mux {
 
     fn waits_for_tool_of(&self, key: usize, tools: &[String]) -> bool {
         let entry = &self.entries[key];
-        let asked = entry.asked.iter().filter_map(|asked| asked.event.as_ref());
-        entry.turn.is_some()
-            && asked
-                .filter_map(|event| tool_of(event))
-                .any(|tool| tools.contains(&tool))
+        let mut asked = entry.asked.iter();
+        let of_theirs = |tool: &str| tools.iter().any(|theirs| theirs == tool);
+        entry.turn.is_some() && asked.any(|asked| asked.tool.as_deref().is_some_and(of_theirs))
+    }
+
+    /// Others hear the session, and its turn waits for a tool of this client: it would stand for
+    /// ever for them (DESIGN §5). Alone, it ends with the upstream connection, as on the server.
+    fn leaves_others_waiting(&self, cx: &Context<'_>, key: usize) -> bool {
+        let entry = &self.entries[key];
+        !entry.asked.is_empty()
+            && self.waits_for_tool_of(key, &self.own_tools(key))
+            && cx.commons.has_others(entry.id.as_str(), self.id)
     }
 
     /// The client has detached from a session that others may hold. If its turn waits for a tool of
@@ -605,13 +613,4 @@ fn tool_names(params: &str) -> Vec<String> {
     let tools = params.get("tools").and_then(serde_json::Value::as_array);
     let name = |tool: &serde_json::Value| Some(tool.get("name")?.as_str()?.to_owned());
     tools.into_iter().flatten().filter_map(name).collect()
-}
-
-/// `toolName` of an `external_tool.requested`.
-fn tool_of(event: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(event).ok()?;
-    let event = value.pointer("/params/event")?;
-    let asks = event.get("type")? == "external_tool.requested";
-    let name = event.pointer("/data/toolName")?.as_str()?;
-    asks.then(|| name.to_owned())
 }

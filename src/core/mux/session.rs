@@ -64,6 +64,8 @@ pub(super) struct Gate {
 pub struct Asked {
     /// Its `requestId`.
     pub(super) id: String,
+    /// The tool that is to be run, if that is what it waits for.
+    pub(super) tool: Option<Box<str>>,
     /// The event that told of it, where a client that takes the session over needs it.
     pub(super) event: Option<Box<[u8]>>,
 }

@@ -9,6 +9,9 @@ use std::{
 use memchr::{memchr, memmem};
 use serde::Deserialize;
 
+/// The type of the event by which a turn asks for a tool of a client.
+pub(super) const TOOL_ASKED: &[u8] = b"external_tool.requested";
+
 /// What an event tells of its turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Tells {
@@ -39,7 +42,7 @@ impl Tells {
             b"session.error" => Self::Failure,
             b"session.idle" => Self::Idle,
             b"abort" => Self::Abort,
-            b"external_tool.requested" | b"permission.requested" => Self::Question,
+            TOOL_ASKED | b"permission.requested" => Self::Question,
             b"external_tool.completed" | b"permission.completed" => Self::Answer,
             _ => Self::Nothing,
         }
@@ -72,6 +75,8 @@ struct Details<'a> {
     message_id: Option<Text<'a>>,
     #[serde(borrow, default)]
     request_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    tool_name: Option<Text<'a>>,
 }
 
 /// Borrowed where it is written without escapes.
@@ -91,6 +96,14 @@ pub(super) fn message_id(body: &[u8]) -> Option<String> {
 /// `requestId` of an event by which a turn asks the client, or hears that it was answered.
 pub(super) fn request_id(body: &[u8]) -> Option<String> {
     Some(event(body)?.data?.request_id?.0.into_owned())
+}
+
+/// `requestId` of an event by which a turn asks the client; and the name of the tool that is to be
+/// run, if the event says one.
+pub(super) fn question(body: &[u8]) -> Option<(String, Option<Box<str>>)> {
+    let data = event(body)?.data?;
+    let tool = data.tool_name.map(|name| Box::from(&*name.0));
+    Some((data.request_id?.0.into_owned(), tool))
 }
 
 /// What stands for the event of this body, whoever hears it: its `id`, which the CLI writes behind
@@ -124,6 +137,9 @@ mod tests {
             r#"{"type":"permission.requested","data":{"requestId":"r","id":"x"},"id":"e-1","parentId":"e-2"}"#,
         );
         assert_eq!(request_id(&body).as_deref(), Some("r"));
+        assert_eq!(question(&body), Some(("r".into(), None)));
+        let tool = frame(r#"{"data":{"toolName":"t\u0031","requestId":"r","arguments":{}}}"#);
+        assert_eq!(question(&tool), Some(("r".into(), Some("t1".into()))));
         assert_eq!(event_mark(&body), event_mark(&frame(r#"{"id":"e-1"}"#)));
         assert_ne!(event_mark(&body), event_mark(&frame(r#"{"id":"e-2"}"#)));
         for odd in [

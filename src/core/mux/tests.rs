@@ -66,6 +66,10 @@ impl Commons for RefCell<Locks> {
         self.borrow().may_end(session, by, user)
     }
 
+    fn has_others(&self, session: &str, _: ConnectionId) -> bool {
+        !session.starts_with("alone-")
+    }
+
     fn is_in_turn(&self, _: Instant, session: &str) -> bool {
         self.borrow().get(session).is_some()
     }

@@ -10,7 +10,7 @@ use super::{
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
     session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT, Turn},
-    tells::{Tells, event_mark, message_id, request_id},
+    tells::{TOOL_ASKED, Tells, event_mark, message_id, question, request_id},
     upstream::Phase,
 };
 use crate::core::{
@@ -22,6 +22,9 @@ use crate::core::{
     route::{Class, SendKind},
     scan::{self, Head},
 };
+
+/// Longer names of tools are not kept; models take 64 bytes.
+const MAX_TOOL_NAME: usize = 256;
 
 impl Mux {
     /// Forwards a send, or holds it behind the one before it.
@@ -286,10 +289,15 @@ impl Mux {
             Tells::Question => {
                 self.count_event(cx.now, key, body.len());
                 let asked = &mut self.entries[key].asked;
-                if let Some(id) = request_id(body).filter(|_| asked.len() < MAX_UNSEEN) {
+                let question = question(body).filter(|_| asked.len() < MAX_UNSEEN);
+                if let Some((id, tool)) = question {
                     let kept = cx.settings.detach_grace.is_some() && body.len() <= KEPT_BODY;
-                    let event = kept.then(|| body.into());
-                    asked.push(Asked { id, event });
+                    asked.push(Asked {
+                        id,
+                        // A permission names a tool that the server runs.
+                        tool: tool.filter(|t| kind == TOOL_ASKED && t.len() <= MAX_TOOL_NAME),
+                        event: kept.then(|| body.into()),
+                    });
                     // Else the turn would not survive a crash in the next 150 ms.
                     self.save(cx, key, None, out);
                 }

@@ -573,6 +573,66 @@ fn whatever_goes_wrong_at_whatever_step_nobody_waits_for_ever() {
     }
 }
 
+/// Nobody else offers the tool, so those who stay would wait for ever; without a grace as well.
+#[test]
+fn without_grace_a_turn_that_waits_for_a_tool_of_who_leaves_is_aborted() {
+    let mine = json!({"tools": [{"name": "t"}]});
+    let theirs = json!({"tools": [{"name": "other"}]});
+    for (params, detaches) in [
+        (&mine, false),
+        (&mine, true),
+        (&theirs, false),
+        (&theirs, true),
+    ] {
+        let what = format!("{params} {detaches}");
+        let mut rig = in_turn(7, None, params.clone());
+        rig.backend("a", &tool("r1"));
+        grant(&mut rig, "sessions.save", json!({}));
+        if detaches {
+            rig.client(&request(3, "session.detach", json!({"sessionId": "s1"})));
+            rig.heard("a");
+            rig.backend("a", &result(3, json!({"success": true})));
+        } else {
+            rig.hang_up();
+        }
+        let aborts = *params == mine;
+        let expected: &[&str] = if aborts { &["session.abort"] } else { &[] };
+        if detaches || aborts {
+            let heard = rig.heard("a");
+            let methods: Vec<_> = heard.iter().filter_map(|f| f["method"].as_str()).collect();
+            assert_eq!(methods, expected, "{what}");
+            if !detaches {
+                let abort = heard[0]["id"].clone();
+                rig.backend("a", &result(abort, json!({"success": true})));
+            }
+        }
+        if !detaches {
+            is_over(&rig);
+        }
+    }
+}
+
+/// As on the server: what it waits for is on disk, and the client may come back for it.
+#[test]
+fn without_grace_and_others_a_turn_ends_with_its_connection() {
+    let mut rig = rig(7, None);
+    let params = json!({"sessionId": "alone-1", "tools": [{"name": "t"}]});
+    rig.client(&request("open", "session.create", params));
+    rig.backend("a", &result("open", json!({"sessionId": "alone-1"})));
+    for (kind, data) in [
+        ("user.message", json!({"messageId": "m1"})),
+        (
+            "external_tool.requested",
+            json!({"requestId": "r1", "toolName": "t"}),
+        ),
+    ] {
+        rig.backend("a", &event("alone-1", kind, data));
+    }
+    rig.hang_up();
+    is_over(&rig);
+    assert!(!parked(&rig));
+}
+
 #[test]
 fn a_session_that_is_gone_by_then_is_resumed_by_the_normal_way() {
     let mut left = in_turn(7, Some(GRACE), json!({}));
