@@ -230,6 +230,7 @@ impl Mux {
                 continue;
             };
             self.settle(cx, &call);
+            self.note_unanswered(&call);
             self.held_bytes -= body.len();
             call.fallback = None;
             call.withheld = None;

@@ -488,8 +488,11 @@ impl Mux {
         self.call_ended(cx, &call, outcome);
         if succeeded {
             self.succeeded(cx, slot, &call, head, body, out);
-        } else if not_found && !call.attaches() && retried.is_none() {
-            self.lost_sight(cx, slot, &call, out);
+        } else {
+            self.note_unanswered(&call);
+            if not_found && !call.attaches() && retried.is_none() {
+                self.lost_sight(cx, slot, &call, out);
+            }
         }
         let opened = succeeded && !(call.class == Class::Open && says_not_found(head, body));
         self.attach_settled(cx, &call, opened, out);

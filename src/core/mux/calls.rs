@@ -223,6 +223,7 @@ impl Mux {
         out: &mut Outbox,
     ) {
         self.settle(cx, &call);
+        self.note_unanswered(&call);
         let mut token = Vec::with_capacity(40);
         id.write(&mut token);
         self.call_ended(cx, &call, CallOutcome::ProxyError);
@@ -239,6 +240,15 @@ impl Mux {
         self.send_settled(cx, id, &call, None, out);
         if let Some(key) = self.key_of(&call) {
             self.settle_entry(key);
+        }
+    }
+
+    /// A call has failed. If it was to answer what its session has asked, that is waited for still.
+    pub(super) fn note_unanswered(&mut self, call: &Call) {
+        if call.effect == Effect::Answer
+            && let Some(key) = self.key_of(call)
+        {
+            self.entries[key].forget_answered();
         }
     }
 

@@ -439,9 +439,15 @@ impl Mux {
     fn note_asked(&mut self) {
         for hold in &mut self.locks.held {
             let key = self.by_session.get(&hold.session);
-            let asked = key.map_or(&[][..], |key| &self.entries[*key].asked);
-            if !asked.iter().map(|asked| &asked.id).eq(&hold.asked) {
-                hold.asked = asked.iter().map(|asked| asked.id.clone()).collect();
+            let entry = key.map(|key| &self.entries[*key]);
+            let asked = entry.map_or(&[][..], |entry| &entry.asked);
+            // What its client has answered is on its way before all that comes of its leaving.
+            let open = asked.iter().filter(|asked| !asked.answered);
+            if !open.clone().map(|asked| &asked.id).eq(&hold.asked) {
+                hold.asked = open.map(|asked| asked.id.clone()).collect();
+            }
+            if let Some(entry) = entry.filter(|_| !hold.unasked.is_empty()) {
+                hold.unasked.retain(|id| !entry.is_settled(id));
             }
         }
     }

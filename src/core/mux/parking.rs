@@ -255,7 +255,7 @@ impl Mux {
 
     fn waits_for_tool_of(&self, key: usize, tools: &[String]) -> bool {
         let entry = &self.entries[key];
-        let mut asked = entry.asked.iter();
+        let mut asked = entry.asked.iter().filter(|asked| !asked.answered);
         let of_theirs = |tool: &str| tools.iter().any(|theirs| theirs == tool);
         entry.turn.is_some() && asked.any(|asked| asked.tool.as_deref().is_some_and(of_theirs))
     }

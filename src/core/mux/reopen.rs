@@ -157,6 +157,7 @@ impl Mux {
             entry.attaching = 0;
             entry.gate = None;
             entry.reopening = Some(Box::new(reopening));
+            entry.forget_answered();
             if turn_lost {
                 entry.rest = Rest::Runs;
             } else if entry.rest == Rest::Ends {

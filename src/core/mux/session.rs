@@ -66,6 +66,8 @@ pub struct Asked {
     pub(super) id: String,
     /// The tool that is to be run, if that is what it waits for.
     pub(super) tool: Option<Box<str>>,
+    /// Our client has answered, and the answer has left: what comes of it is not heard yet.
+    pub(super) answered: bool,
     /// The event that told of it, where a client that takes the session over needs it.
     pub(super) event: Option<Box<[u8]>>,
 }
@@ -308,10 +310,21 @@ impl Entry {
         settled.any(|settled| settled.is_behind && settled.id == request)
     }
 
+    /// What its client has answered has got lost on its way, or may have: it is waited for still.
+    pub(super) fn forget_answered(&mut self) {
+        for asked in &mut self.asked {
+            asked.answered = false;
+        }
+    }
+
+    /// Whether this was answered.
+    pub(super) fn is_settled(&self, request: &str) -> bool {
+        self.settled.iter().any(|settled| settled.id == request)
+    }
+
     /// Whether the client was asked this, or it is answered.
     pub(super) fn has_heard_of(&self, request: &str) -> bool {
-        self.asked.iter().any(|asked| asked.id == request)
-            || self.settled.iter().any(|settled| settled.id == request)
+        self.asked.iter().any(|asked| asked.id == request) || self.is_settled(request)
     }
 
     /// The turn waits for nothing any more.

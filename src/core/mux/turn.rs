@@ -296,6 +296,7 @@ impl Mux {
                         id,
                         // A permission names a tool that the server runs.
                         tool: tool.filter(|t| kind == TOOL_ASKED && t.len() <= MAX_TOOL_NAME),
+                        answered: false,
                         event: kept.then(|| body.into()),
                     });
                     // Else the turn would not survive a crash in the next 150 ms.

@@ -116,6 +116,7 @@ impl Mux {
         out: &mut Outbox,
     ) {
         let Some((request, event)) = self.unheard(cx, key, &id, head, frame.body()) else {
+            self.note_answer(key, &id, head, frame.body());
             self.forward(cx, slot, Some(id), frame, out);
             return;
         };
@@ -153,6 +154,23 @@ impl Mux {
             &params,
             out,
         );
+    }
+
+    /// If a call answers what its session has asked, that is not waited for from here on.
+    fn note_answer(&mut self, key: usize, id: &RequestId, head: &Head, body: &[u8]) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let answers = |call: &Call| call.effect == Effect::Answer;
+        if entry.asked.is_empty() || !self.calls.get(id).is_some_and(answers) {
+            return;
+        }
+        let Some(request) = head.places.request_id.as_ref().map(|text| text.get(body)) else {
+            return;
+        };
+        if let Some(asked) = entry.asked.iter_mut().find(|asked| asked.id == request) {
+            asked.answered = true;
+        }
     }
 
     /// What a call answers that this connection has not heard its session ask, and the event by

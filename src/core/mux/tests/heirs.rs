@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     super::Output,
     locks::{OTHER, OURS},
-    rig::{Rig, event, framed, request, result},
+    rig::{Rig, event, failure, framed, request, result},
 };
 use crate::core::{
     id::SessionId,
@@ -196,6 +196,39 @@ fn who_leaves_a_turn_says_what_it_waits_for() {
         let says = says.iter().map(ToString::to_string).collect();
         assert_eq!(rig.partings(), [Parting::Unheard(says)]);
     }
+}
+
+/// The answer has left before the news of its leaving, though nothing has come of it yet.
+#[test]
+fn what_was_answered_just_before_is_not_waited_for() {
+    const ANSWER: &str = "session.permissions.handlePendingPermissionRequest";
+    for (fails, says) in [(false, &["r2"][..]), (true, &["r1", "r2"])] {
+        let mut rig = Rig::new();
+        rig.open("s1", "a");
+        rig.send(1, "s1");
+        rig.turn(1);
+        for id in ["r1", "r2"] {
+            rig.tells("permission.requested", request_of(id));
+        }
+        let params = json!({"sessionId": "s1", "requestId": "r1", "result": {}});
+        rig.client(&request(2, ANSWER, params));
+        if fails {
+            rig.backend("a", &failure(2, "no"));
+        }
+        rig.hang_up();
+        let says = says.iter().map(ToString::to_string).collect();
+        assert_eq!(rig.partings(), [Parting::Unheard(says)], "{fails}");
+    }
+}
+
+#[test]
+fn what_was_heard_to_be_answered_is_not_passed_on() {
+    let mut rig = Rig::joined();
+    rig.tells("assistant.turn_start", json!({}));
+    rig.inherit(&["r0", "r1"]);
+    rig.tells("permission.completed", request_of("r0"));
+    rig.hang_up();
+    assert_eq!(rig.partings(), [Parting::Unheard(vec!["r1".into()])]);
 }
 
 #[test]

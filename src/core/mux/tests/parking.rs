@@ -576,18 +576,26 @@ fn whatever_goes_wrong_at_whatever_step_nobody_waits_for_ever() {
 /// Nobody else offers the tool, so those who stay would wait for ever; without a grace as well.
 #[test]
 fn without_grace_a_turn_that_waits_for_a_tool_of_who_leaves_is_aborted() {
+    const ANSWER: &str = "session.tools.handlePendingToolCall";
     let mine = json!({"tools": [{"name": "t"}]});
     let theirs = json!({"tools": [{"name": "other"}]});
-    for (params, detaches) in [
-        (&mine, false),
-        (&mine, true),
-        (&theirs, false),
-        (&theirs, true),
+    for (params, answered, detaches) in [
+        (&mine, false, false),
+        (&mine, false, true),
+        (&mine, true, false),
+        (&mine, true, true),
+        (&theirs, false, false),
+        (&theirs, false, true),
     ] {
-        let what = format!("{params} {detaches}");
+        let what = format!("{params} {answered} {detaches}");
         let mut rig = in_turn(7, None, params.clone());
         rig.backend("a", &tool("r1"));
         grant(&mut rig, "sessions.save", json!({}));
+        if answered {
+            let params = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
+            rig.client(&request(2, ANSWER, params));
+            rig.heard("a");
+        }
         if detaches {
             rig.client(&request(3, "session.detach", json!({"sessionId": "s1"})));
             rig.heard("a");
@@ -595,7 +603,7 @@ fn without_grace_a_turn_that_waits_for_a_tool_of_who_leaves_is_aborted() {
         } else {
             rig.hang_up();
         }
-        let aborts = *params == mine;
+        let aborts = *params == mine && !answered;
         let expected: &[&str] = if aborts { &["session.abort"] } else { &[] };
         if detaches || aborts {
             let heard = rig.heard("a");
