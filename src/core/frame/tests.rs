@@ -280,6 +280,36 @@ fn written_headers_are_plain_and_read_back() {
     }
 }
 
+/// Lengths are read several digits at a time: all of them, and whatever may stand in their place.
+#[test]
+fn lengths_are_read_digit_by_digit() {
+    let limits = FrameLimits {
+        frame: usize::MAX,
+        ..LIMITS
+    };
+    let read = |header: &[u8]| {
+        let cut = Cutter::new(limits).cut(header);
+        let Ok(Cut::Incomplete { total: Some(total) }) = cut else {
+            return None;
+        };
+        Some(total - header.len())
+    };
+    for length in (1..20_000).chain([99_999, 100_000, 9_999_999, 12_345_678]) {
+        let header = format!("Content-Length: {length}\r\n\r\n");
+        assert_eq!(read(header.as_bytes()), Some(length));
+    }
+    for digits in 1..7 {
+        for at in 0..digits {
+            for byte in (0..=255).filter(|byte: &u8| !byte.is_ascii_digit()) {
+                let digits = "1".repeat(digits);
+                let mut header = format!("Content-Length: {digits}\r\n\r\n").into_bytes();
+                header[16 + at] = byte;
+                assert!(plain_header(&header).is_none(), "{header:?}");
+            }
+        }
+    }
+}
+
 /// Time that grows with the square of the header would show as millions of steps; what is
 /// asserted is the promise behind it: no byte before `searched` is looked at again.
 #[test]

@@ -98,10 +98,16 @@ fn stretch(upstream: &Upstream, entry: &Entry, input: &[u8]) -> Stretch {
         return stretch;
     };
     let mut rest = input;
-    while let Some((header, end)) = upstream.cutter.plain(rest)
-        && let Some(kind) = scan::event_of(&rest[header..end], session)
-        && Tells::by(kind) == Tells::Nothing
-    {
+    let mut alike = scan::Alike::default();
+    while let Some((header, end)) = upstream.cutter.plain(rest) {
+        let body = &rest[header..end];
+        // Events come in runs of one type, so what stands for the last one stands for most.
+        if !alike.begins(body) {
+            match scan::event_of(body, session) {
+                Some((kind, like)) if Tells::by(kind) == Tells::Nothing => alike = like,
+                Some(_) | None => break,
+            }
+        }
         stretch.events += 1;
         stretch.bytes += end - header;
         rest = &rest[end..];

@@ -2,12 +2,13 @@
 //! into: once per prompt, per question to the client, and per turn, without building values.
 
 use std::{
-    borrow::Cow,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::LazyLock,
 };
 
-use memchr::{memchr, memmem};
-use serde::Deserialize;
+use memchr::{memchr, memchr2, memmem::Finder, memrchr};
+
+use crate::core::scan;
 
 /// The type of the event by which a turn asks for a tool of a client.
 pub(super) const TOOL_ASKED: &[u8] = b"external_tool.requested";
@@ -49,71 +50,61 @@ impl Tells {
     }
 }
 
-/// A `session.event`, as far as it is looked into.
-#[derive(Deserialize)]
-struct Frame<'a> {
-    #[serde(borrow)]
-    params: Params<'a>,
-}
-
-#[derive(Deserialize)]
-struct Params<'a> {
-    #[serde(borrow)]
-    event: Event<'a>,
-}
-
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(borrow, default)]
-    data: Option<Details<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Details<'a> {
-    #[serde(borrow, default)]
-    message_id: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    request_id: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    tool_name: Option<Text<'a>>,
-}
-
-/// Borrowed where it is written without escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-fn event(body: &[u8]) -> Option<Event<'_>> {
-    let frame: Frame<'_> = serde_json::from_slice(body).ok()?;
-    Some(frame.params.event)
-}
-
 /// `messageId` of a `user.message`.
 pub(super) fn message_id(body: &[u8]) -> Option<String> {
-    Some(event(body)?.data?.message_id?.0.into_owned())
+    text_in_data(body, "messageId")
 }
 
 /// `requestId` of an event by which a turn asks the client, or hears that it was answered.
 pub(super) fn request_id(body: &[u8]) -> Option<String> {
-    Some(event(body)?.data?.request_id?.0.into_owned())
+    text_in_data(body, "requestId")
+}
+
+fn text_in_data(body: &[u8], name: &str) -> Option<String> {
+    let text = scan::text_at(body, &["params", "event", "data", name])?;
+    Some(text.get(body).into_owned())
+}
+
+/// `messageId` of the result of a send; mostly all that it says.
+pub(super) fn acknowledged_id(result: &[u8]) -> Option<String> {
+    let alone = result.strip_prefix(br#"{"messageId":""#);
+    let alone = alone.and_then(|rest| rest.strip_suffix(br#""}"#));
+    if let Some(id) = alone.filter(|id| memchr2(b'"', b'\\', id).is_none()) {
+        return Some(String::from_utf8_lossy(id).into_owned());
+    }
+    let id = scan::text_at(result, &["messageId"])?;
+    Some(id.get(result).into_owned())
+}
+
+/// Whether a `session.idle` ends a turn that was aborted.
+pub(super) fn is_aborted(body: &[u8]) -> bool {
+    /// To look for it takes less than to find out how to.
+    static ABORTED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""aborted":true"#));
+    ABORTED.find(body).is_some()
 }
 
 /// `requestId` of an event by which a turn asks the client; and the name of the tool that is to be
 /// run, if the event says one.
 pub(super) fn question(body: &[u8]) -> Option<(String, Option<Box<str>>)> {
-    let data = event(body)?.data?;
-    let tool = data.tool_name.map(|name| Box::from(&*name.0));
-    Some((data.request_id?.0.into_owned(), tool))
+    let tool = text_in_data(body, "toolName").map(Box::from);
+    Some((request_id(body)?, tool))
 }
 
 /// What stands for the event of this body, whoever hears it: its `id`, which the CLI writes behind
 /// all that may hold another one. Read from the end, since every turn has such an event.
 pub(super) fn event_mark(body: &[u8]) -> Option<u64> {
-    const ID: &[u8] = br#""id":""#;
-    let id = &body[memmem::rfind(body, ID)? + ID.len()..];
-    let mut hasher = DefaultHasher::new();
-    id[..memchr(b'"', id)?].hash(&mut hasher);
-    Some(hasher.finish())
+    let mut end = body.len();
+    // Colons are few there: to go from one to the next is cheaper than to look for a word.
+    loop {
+        end = memrchr(b':', &body[..end])?;
+        if body[..end].ends_with(br#""id""#)
+            && let Some(id) = body[end + 1..].strip_prefix(b"\"")
+        {
+            let mut hasher = DefaultHasher::new();
+            id[..memchr(b'"', id)?].hash(&mut hasher);
+            return Some(hasher.finish());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +114,30 @@ mod tests {
     fn frame(event: &str) -> Vec<u8> {
         let params = format!(r#"{{"sessionId":"s","event":{event}}}"#);
         format!(r#"{{"jsonrpc":"2.0","method":"session.event","params":{params}}}"#).into_bytes()
+    }
+
+    #[test]
+    fn an_acknowledged_message_is_read_however_it_is_written() {
+        for (result, id) in [
+            (r#"{"messageId":"m-1"}"#, Some("m-1")),
+            (r#"{ "messageId" : "m-1" }"#, Some("m-1")),
+            (r#"{"messageId":"m-1","more":"x"}"#, Some("m-1")),
+            (
+                r#"{"more":{"messageId":"no"},"messageId":"m-1"}"#,
+                Some("m-1"),
+            ),
+            (r#"{"messageId":"m\u002d1"}"#, Some("m-1")),
+            (r#"{"messageId":""}"#, Some("")),
+            (r#"{"messageId":1}"#, None),
+            ("{}", None),
+            ("null", None),
+        ] {
+            assert_eq!(
+                acknowledged_id(result.as_bytes()).as_deref(),
+                id,
+                "{result}"
+            );
+        }
     }
 
     #[test]

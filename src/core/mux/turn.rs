@@ -10,7 +10,10 @@ use super::{
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
     session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT, Turn},
-    tells::{TOOL_ASKED, Tells, event_mark, message_id, question, request_id},
+    tells::{
+        TOOL_ASKED, Tells, acknowledged_id, event_mark, is_aborted, message_id, question,
+        request_id,
+    },
     upstream::Phase,
 };
 use crate::core::{
@@ -264,7 +267,7 @@ impl Mux {
                 self.count_event(cx.now, key, body.len());
                 self.entries[key].rest = Rest::Nothing;
                 self.tell_missing(cx, key, out);
-                let aborted = memchr::memmem::find(body, br#""aborted":true"#).is_some();
+                let aborted = is_aborted(body);
                 if let Some(taking) = &mut self.entries[key].taking {
                     taking.ended = Some((aborted, event_mark(body)));
                 }
@@ -501,15 +504,9 @@ impl Mux {
         head: &Head,
         body: &[u8],
     ) {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Acknowledged {
-            message_id: String,
-        }
         let message = head
             .result
-            .and_then(|result| serde_json::from_slice::<Acknowledged>(result.of(body)).ok())
-            .map(|ack| ack.message_id);
+            .and_then(|result| acknowledged_id(result.of(body)));
         let entry = &self.entries[key];
         let news = message.filter(|id| entry.shown.as_ref() != Some(id));
         // Without a turn it may be one that is over, or that a detach in between has ended.

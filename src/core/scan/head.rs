@@ -397,6 +397,40 @@ impl Reader<'_> {
     }
 }
 
+/// See [`super::text_at`].
+pub(super) fn text_at(body: &[u8], path: &[&str]) -> Option<Text> {
+    u32::try_from(body.len()).ok()?;
+    let (last, outer) = path.split_last()?;
+    let mut cursor = Cursor::new(body, Surrogates::Any);
+    let mut depth = 0;
+    for key in outer {
+        enter_at(&mut cursor, depth, key)?;
+        depth += 1;
+    }
+    enter_at(&mut cursor, depth, last)?;
+    match cursor.peek() {
+        Some(b'"') => cursor.string().ok(),
+        Some(_) | None => None,
+    }
+}
+
+/// Steps into the object that comes next, and on to the value of `wanted`.
+fn enter_at(cursor: &mut Cursor<'_>, depth: u32, wanted: &str) -> Option<()> {
+    if cursor.peek()? != b'{' {
+        return None;
+    }
+    cursor.enter(depth).ok()?;
+    let mut first = true;
+    while let Some(key) = cursor.key(first).ok()? {
+        first = false;
+        if name(cursor.body, key, &mut [0; LONGEST_KEY]) == wanted.as_bytes() {
+            return Some(());
+        }
+        cursor.value(depth + 1).ok()?;
+    }
+    None
+}
+
 /// See [`Reader::name`].
 fn name<'b>(body: &'b [u8], key: Text, buffer: &'b mut [u8; LONGEST_KEY]) -> &'b [u8] {
     let raw = key.span.of(body);

@@ -95,7 +95,9 @@ impl Text {
     pub fn get<'a>(&self, body: &'a [u8]) -> Cow<'a, str> {
         let raw = self.span.of(body);
         if !self.escaped {
-            return String::from_utf8_lossy(raw);
+            // Nearly always so, and found out much sooner than what would have to be replaced.
+            return std::str::from_utf8(raw)
+                .map_or_else(|_| String::from_utf8_lossy(raw), Cow::Borrowed);
         }
         let mut text = Vec::with_capacity(raw.len());
         string::unescape(raw, |part| text.extend_from_slice(part));
@@ -246,11 +248,24 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// The type of the event in a backend's frame, if it is one of `session`: shorter still than
-/// [`scan_backend`], for runs of events. None says nothing: scan it.
+/// The type of the event in a backend's frame, if it is one of `session`, and how events like it
+/// begin: shorter still than [`scan_backend`], for runs of events. None says nothing: scan it.
 #[inline]
-pub fn event_of<'a>(body: &'a [u8], session: Plain<'_>) -> Option<&'a [u8]> {
+pub fn event_of<'a>(body: &'a [u8], session: Plain<'_>) -> Option<(&'a [u8], Alike<'a>)> {
     prefix::event_of(body, session.0)
+}
+
+/// How events of one session and one type begin, as [`event_of`] has read it.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Alike<'a>(&'a [u8]);
+
+impl Alike<'_> {
+    /// Whether this is such an event: one for which [`event_of`] would give the same. Nothing is,
+    /// if nothing has been read yet.
+    #[inline]
+    pub fn begins(self, body: &[u8]) -> bool {
+        !self.0.is_empty() && body.starts_with(self.0) && prefix::is_closed(body)
+    }
 }
 
 /// What stands as the session of the event in a backend's frame, to be looked for among sessions
@@ -258,6 +273,12 @@ pub fn event_of<'a>(body: &'a [u8], session: Plain<'_>) -> Option<&'a [u8]> {
 #[inline]
 pub fn event_session(body: &[u8]) -> Option<&str> {
     prefix::event_session(body).and_then(|text| std::str::from_utf8(text).ok())
+}
+
+/// The string that a backend's frame holds at `path`, a key in the object of the key before it. Of
+/// keys that stand twice the first counts, and what stands behind the string is not looked at.
+pub fn text_at(body: &[u8], path: &[&str]) -> Option<Text> {
+    head::text_at(body, path)
 }
 
 /// [`scan_backend`] without its short cuts: the reference that they are compared with.

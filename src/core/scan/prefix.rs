@@ -6,7 +6,7 @@
 
 use memchr::memchr2;
 
-use super::{Head, Id, Kind, Places, Span, Text};
+use super::{Alike, Head, Id, Kind, Places, Span, Text};
 
 /// Longest session id, event type or string id read here; longer ones take the general path.
 const LONGEST: usize = 256;
@@ -51,16 +51,22 @@ pub(super) fn event_session(body: &[u8]) -> Option<&[u8]> {
     Some(&window[..memchr::memchr(b'"', window)?])
 }
 
-/// The type of the event in `body`, if it is one of `session`, which reads as it is written: for a
-/// run of events of one session, where no head is needed. Recognises what [`head`] recognises, and
-/// nothing else.
+/// Whether event, params and frame are closed.
 #[inline]
-pub(super) fn event_of<'a>(body: &'a [u8], session: &[u8]) -> Option<&'a [u8]> {
+pub(super) fn is_closed(body: &[u8]) -> bool {
+    body.last_chunk() == Some(b"}}}")
+}
+
+/// The type of the event in `body`, if it is one of `session`, which reads as it is written, and
+/// how events like it begin: for a run of events of one session, where no head is needed.
+/// Recognises what [`head`] recognises, and nothing else.
+#[inline]
+pub(super) fn event_of<'a>(body: &'a [u8], session: &[u8]) -> Option<(&'a [u8], Alike<'a>)> {
     // Arrays of known length: these comparisons are a few instructions each, and no calls.
     let (start, rest) = body.split_first_chunk()?;
     let (named, rest) = rest.split_at_checked(session.len())?;
     let (between, rest) = rest.split_first_chunk()?;
-    if start != RUN || between != RUN_TYPE || named != session || !rest.ends_with(b"}}}") {
+    if start != RUN || between != RUN_TYPE || named != session || !is_closed(rest) {
         return None;
     }
     let end = memchr2(b'"', b'\\', &rest[..rest.len().min(LONGEST)])?;
@@ -68,7 +74,9 @@ pub(super) fn event_of<'a>(body: &'a [u8], session: &[u8]) -> Option<&'a [u8]> {
     let plain = event_type
         .iter()
         .fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
-    (plain && matches!(rest, [b'"', b',' | b'}', ..])).then_some(event_type)
+    // With the quote, and what may follow a member.
+    let alike = body.len() - rest.len() + 2;
+    (plain && matches!(rest, [b'"', b',' | b'}', ..])).then(|| (event_type, Alike(&body[..alike])))
 }
 
 /// `{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"…","event":{"type":"…"…}}}`
@@ -220,15 +228,18 @@ mod tests {
         for line in include_str!("../../../tests/golden/from_backends.jsonl").lines() {
             let whole = scan_backend_whole(line.as_bytes()).expect("a frame");
             let Some(session) = whole.session.filter(|_| whole.event_type.is_some()) else {
-                assert_eq!(event_of(line.as_bytes(), b"s"), None, "{line}");
+                assert!(event_of(line.as_bytes(), b"s").is_none(), "{line}");
                 continue;
             };
             let session = session.get(line.as_bytes()).into_owned();
             let named = event_session(line.as_bytes());
             assert_eq!(named, Some(session.as_bytes()), "{line}");
             for other in [session[1..].to_owned(), format!("{session}x")] {
-                assert_eq!(event_of(line.as_bytes(), other.as_bytes()), None, "{line}");
+                let found = event_of(line.as_bytes(), other.as_bytes());
+                assert!(found.is_none(), "{line}");
             }
+            let (kind, alike) = event_of(line.as_bytes(), session.as_bytes()).expect("an event");
+            assert!(!Alike::default().begins(line.as_bytes()));
             for at in 0..line.len() {
                 for byte in *b"\"\\}x,\n\xff" {
                     let mut body = line.as_bytes().to_vec();
@@ -238,8 +249,17 @@ mod tests {
                         let event_type = head.event_type.filter(|_| named)?;
                         Some(event_type.get(&body).into_owned().into_bytes())
                     });
-                    let found = event_of(&body, session.as_bytes()).map(<[u8]>::to_vec);
+                    let found = event_of(&body, session.as_bytes()).map(|(kind, _)| kind.to_vec());
                     assert_eq!(found, expected, "{}", String::from_utf8_lossy(&body));
+                    let same = found.as_deref() == Some(kind) && at != alike.0.len() - 1;
+                    if same || alike.begins(&body) {
+                        assert_eq!(found.as_deref(), Some(kind));
+                        assert!(alike.begins(&body), "{}", String::from_utf8_lossy(&body));
+                    }
+                    for cut in [body.len() - 1, alike.0.len(), alike.0.len() - 1] {
+                        let (body, by) = (&body[..cut], session.as_bytes());
+                        assert!(event_of(body, by).is_some() || !alike.begins(body));
+                    }
                     read += usize::from(found.is_some());
                 }
             }
