@@ -109,10 +109,17 @@ impl Hash for RequestId {
     }
 }
 
+/// Up to so many calls are looked for one by one, which takes less than to hash an id; and memory
+/// grows with the calls that there are.
+const FEW: usize = 16;
+
 /// Calls of the client that await a response, with what the multiplexer keeps of each.
 #[derive(Debug)]
 pub struct Calls<T> {
-    table: HashMap<RequestId, T, RandomState>,
+    /// All of them, while there are few.
+    few: Vec<(RequestId, T)>,
+    /// All of them, once there were more, until there is none.
+    many: HashMap<RequestId, T, RandomState>,
     /// Sum of what the ids keep on the heap.
     id_bytes: usize,
 }
@@ -120,7 +127,8 @@ pub struct Calls<T> {
 impl<T> Default for Calls<T> {
     fn default() -> Self {
         Self {
-            table: HashMap::default(),
+            few: Vec::new(),
+            many: HashMap::default(),
             id_bytes: 0,
         }
     }
@@ -134,44 +142,69 @@ impl<T> Calls<T> {
 
     /// All calls, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&RequestId, &T)> {
-        self.table.iter()
+        let few = self.few.iter().map(|(id, call)| (id, call));
+        few.chain(&self.many)
     }
 
     /// Whether a call with this id awaits its response.
     pub fn contains(&self, id: &RequestId) -> bool {
-        self.table.contains_key(id)
+        self.get(id).is_some()
     }
 
     /// Enters a call; false, and nothing changed, if its id is taken.
     pub fn insert(&mut self, id: RequestId, call: T) -> bool {
-        match self.table.entry(id) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(slot) => {
-                self.id_bytes += slot.key().heap_bytes();
-                slot.insert(call);
-                true
-            }
+        if self.contains(&id) {
+            return false;
+        }
+        self.id_bytes += id.heap_bytes();
+        if self.many.is_empty() && self.few.len() < FEW {
+            self.few.reserve_exact(1);
+            self.few.push((id, call));
+            return true;
+        }
+        self.many.extend(std::mem::take(&mut self.few));
+        self.many.insert(id, call);
+        true
+    }
+
+    /// The call of this id.
+    #[inline]
+    pub fn get(&self, id: &RequestId) -> Option<&T> {
+        match self.place(id) {
+            Some(at) => Some(&self.few[at].1),
+            None if self.many.is_empty() => None,
+            None => self.many.get(id),
         }
     }
 
     /// The call of this id.
-    pub fn get(&self, id: &RequestId) -> Option<&T> {
-        self.table.get(id)
+    #[inline]
+    pub fn get_mut(&mut self, id: &RequestId) -> Option<&mut T> {
+        match self.place(id) {
+            Some(at) => Some(&mut self.few[at].1),
+            None if self.many.is_empty() => None,
+            None => self.many.get_mut(id),
+        }
     }
 
-    /// The call of this id.
-    pub fn get_mut(&mut self, id: &RequestId) -> Option<&mut T> {
-        self.table.get_mut(id)
+    /// Where it stands among few.
+    #[inline]
+    fn place(&self, id: &RequestId) -> Option<usize> {
+        self.few.iter().position(|(other, _)| other == id)
     }
 
     /// Takes the call out: it is answered.
     pub fn remove(&mut self, id: &RequestId) -> Option<T> {
-        let call = self.table.remove(id);
+        let call = match self.place(id) {
+            Some(at) => Some(self.few.swap_remove(at).1),
+            None if self.many.is_empty() => None,
+            None => self.many.remove(id),
+        };
         if call.is_some() {
             self.id_bytes -= id.heap_bytes();
         }
-        if self.table.is_empty() && self.table.capacity() > 64 {
-            self.table.shrink_to(0);
+        if self.many.is_empty() && self.many.capacity() > 64 {
+            self.many.shrink_to(0);
         }
         call
     }
@@ -179,7 +212,6 @@ impl<T> Calls<T> {
     /// Takes out all calls that `gone` is true for, in no order.
     pub fn drain_where(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<(RequestId, T)> {
         let ids: Vec<RequestId> = self
-            .table
             .iter()
             .filter(|(_, call)| gone(call))
             .map(|(id, _)| id.clone())
@@ -191,17 +223,17 @@ impl<T> Calls<T> {
 
     /// How many of those that `of` is true for await a response.
     pub fn count(&self, of: impl Fn(&T) -> bool) -> usize {
-        self.table.values().filter(|call| of(call)).count()
+        self.iter().filter(|(_, call)| of(call)).count()
     }
 
     /// How many await a response.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.few.len() + self.many.len()
     }
 
     /// Whether none does.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.len() == 0
     }
 }
 
@@ -289,6 +321,29 @@ mod tests {
     }
 
     proptest! {
+        /// Few and many behave as one table.
+        #[test]
+        fn calls_are_a_table(steps in proptest::collection::vec((0i64..40, any::<bool>()), 1..300)) {
+            let (mut calls, mut table) = (Calls::default(), HashMap::new());
+            for (at, (id, enters)) in steps.into_iter().enumerate() {
+                let key = RequestId::Int(id);
+                if enters {
+                    prop_assert_eq!(calls.insert(key.clone(), at), !table.contains_key(&id));
+                    table.entry(id).or_insert(at);
+                } else {
+                    prop_assert_eq!(calls.remove(&key), table.remove(&id));
+                }
+                prop_assert_eq!(calls.get(&key), table.get(&id));
+                prop_assert_eq!(calls.get_mut(&key).map(|at| *at), table.get(&id).copied());
+                prop_assert_eq!(calls.len(), table.len());
+                prop_assert_eq!(calls.iter().count(), table.len());
+                prop_assert!(calls.few.is_empty() || calls.many.is_empty());
+            }
+            let even = calls.drain_where(|at| at % 2 == 0).len();
+            prop_assert_eq!(even, table.values().filter(|at| *at % 2 == 0).count());
+            prop_assert_eq!(calls.count(|_| true), table.len() - even);
+        }
+
         #[test]
         fn the_map_of_backend_requests_is_a_bijection(
             requests in proptest::collection::vec((0u8..4, "[0-9]{1,3}|\"[a-z]{1,5}\""), 1..100),
