@@ -69,10 +69,10 @@ impl Desk {
         if self.taken().iter().any(|t| t.is(Thing::Session, session)) {
             return;
         }
-        for (account, _) in self.accounts(Thing::Session, Some(session)) {
+        let counted = self.accounts(Thing::Session, Some(session), |account, _| {
             self.count(Thing::Session, session, account, None)
-                .expect("there is no cap");
-        }
+        });
+        counted.expect("there is no cap");
     }
 
     /// It is not open here any more.
@@ -85,65 +85,62 @@ impl Desk {
         self.give_back(Thing::Turn, session);
     }
 
-    /// Whose count it is, and up to how many: for a service its own, if it has a cap, and that of the
-    /// session's user.
+    /// Goes through those whose count it is, and up to how many: for a service its own, if it has a
+    /// cap, and that of the session's user.
     fn accounts(
         &self,
         thing: Thing,
         session: Option<&SessionId>,
-    ) -> Vec<(Arc<Account>, Option<u32>)> {
+        mut each: impl FnMut(&Arc<Account>, Option<u32>) -> Result<(), Over>,
+    ) -> Result<(), Over> {
         let Some(guest) = self.guest.get() else {
-            return Vec::new();
+            return Ok(());
         };
         let rules = self.rules.load();
         let of = |caps: &Caps| match thing {
             Thing::Session => caps.sessions,
             Thing::Turn => caps.turns,
         };
-        let own = |most| (guest.account.clone(), most);
-        match guest.principal.load().as_ref() {
-            None => vec![own(of(&rules.caps))],
-            Some(principal) if principal.role == Role::User => {
-                vec![own(of(&principal.caps.or(rules.caps)))]
-            }
+        let own = match guest.principal.load().as_ref() {
+            None => rules.caps,
+            Some(principal) if principal.role == Role::User => principal.caps.or(rules.caps),
             Some(principal) => {
                 let session = session.map(SessionId::as_str);
                 let person = rules.mux.access.person_for(principal, session);
-                let mut accounts = Vec::new();
                 if person != principal.person() {
-                    accounts.push((self.quota.account(&person), of(&rules.caps)));
+                    each(&self.quota.account(&person), of(&rules.caps))?;
                 }
-                accounts.push(own(of(&principal.caps)));
-                accounts
+                principal.caps
             }
-        }
+        };
+        each(&guest.account, of(&own))
     }
 
     fn take(&self, thing: Thing, session: &SessionId) -> Result<(), Over> {
         if self.taken().iter().any(|t| t.is(thing, session)) {
             return Ok(());
         }
-        for (account, most) in self.accounts(thing, Some(session)) {
-            if let Err(over) = self.count(thing, session, account, most) {
-                self.give_back(thing, session);
-                return Err(over);
-            }
+        let counted = self.accounts(thing, Some(session), |account, most| {
+            self.count(thing, session, account, most)
+        });
+        if counted.is_err() {
+            self.give_back(thing, session);
         }
-        Ok(())
+        counted
     }
 
     fn count(
         &self,
         thing: Thing,
         session: &SessionId,
-        account: Arc<Account>,
+        account: &Arc<Account>,
         most: Option<u32>,
     ) -> Result<(), Over> {
         account.take(thing, session, most)?;
         self.taken().push(Taken {
             thing,
             session: session.clone(),
-            account,
+            account: account.clone(),
         });
         Ok(())
     }
@@ -225,10 +222,9 @@ impl Commons for Desk {
     }
 
     fn may_open(&self) -> Result<(), Over> {
-        for (account, most) in self.accounts(Thing::Session, None) {
-            account.has_room(Thing::Session, most)?;
-        }
-        Ok(())
+        self.accounts(Thing::Session, None, |account, most| {
+            account.has_room(Thing::Session, most)
+        })
     }
 
     fn seat_turn(&self, session: &SessionId) -> Result<(), Over> {

@@ -7,6 +7,7 @@
 
 mod ears;
 mod judging;
+mod lent;
 mod mail;
 mod parting;
 mod reach;
@@ -98,11 +99,16 @@ pub struct Driver {
     client_out: OutBuf,
     /// Nothing has come from it yet.
     client_is_new: bool,
+    /// It has nothing more to say in this turn at the processor, as far as was known when it was
+    /// asked last; what comes later wakes the task.
+    client_is_quiet: bool,
     upstreams: Vec<Option<Upstream>>,
     work: FuturesUnordered<Boxed<Done>>,
     mailbox: Arc<Mailbox>,
     sleep: Pin<Box<Sleep>>,
     armed: Option<Instant>,
+    /// The timer has been asked since it was set, and is not due.
+    is_asleep: bool,
     out: Outbox,
     /// Why, and since when the connection is being closed.
     closing: Option<(&'static str, Instant)>,
@@ -155,11 +161,13 @@ impl Driver {
             client_in: Vec::new(),
             client_out: OutBuf::default(),
             client_is_new: true,
+            client_is_quiet: false,
             upstreams: Vec::new(),
             work: FuturesUnordered::new(),
             mailbox,
             sleep: Box::pin(tokio::time::sleep_until(now.into())),
             armed: None,
+            is_asleep: false,
             out: Outbox::new(),
             closing: None,
             client_gone: false,
@@ -215,7 +223,9 @@ impl Driver {
     }
 
     fn poll(&mut self, task: &mut Task<'_>) -> Poll<()> {
+        self.borrow_memory();
         let polled = self.poll_rounds(task);
+        self.return_memory();
         self.tally();
         polled
     }
@@ -226,6 +236,11 @@ impl Driver {
         // The rounds of one turn at the processor are as good as one moment.
         let now = Instant::now();
         self.wall = SystemTime::now();
+        self.mailbox.register(task);
+        self.client_is_quiet = false;
+        for upstream in self.upstreams.iter_mut().flatten() {
+            upstream.is_quiet = false;
+        }
         for _ in 0..ROUNDS {
             let mut progress = self.poll_writes(now, &snapshot, task);
             if let Some((_, since)) = self.closing {
@@ -235,7 +250,7 @@ impl Driver {
                 }
                 // Nothing else is due any more: only the last bytes, or the end of their time.
                 self.sleep.as_mut().reset((since + LINGER).into());
-                self.armed = None;
+                (self.armed, self.is_asleep) = (None, false);
                 if self.sleep.as_mut().poll(task).is_ready() {
                     return Poll::Ready(());
                 }
@@ -253,11 +268,11 @@ impl Driver {
             progress |= self.poll_work(now, &snapshot, task);
             progress |= self.poll_upstreams(now, &snapshot, task);
             progress |= self.poll_client(now, &snapshot, task);
-            progress |= self.poll_timer(now, &snapshot, task);
-            if !progress {
+            if !progress && !self.poll_timer(now, &snapshot, task) {
                 return Poll::Pending;
             }
         }
+        self.poll_timer(now, &snapshot, task);
         task.waker().wake_by_ref();
         Poll::Pending
     }
@@ -588,7 +603,9 @@ impl Driver {
         let Some(client) = &mut self.client else {
             return false;
         };
-        if client.poll_read_ready(task).is_pending() {
+        // Once in a turn at the processor is enough to be woken by what comes later.
+        if self.client_is_quiet || client.poll_read_ready(task).is_pending() {
+            self.client_is_quiet = true;
             return false;
         }
         let mut buffer = take_buffer();

@@ -115,11 +115,18 @@ impl Mailbox {
         if let Some(message) = self.take() {
             return Poll::Ready(message);
         }
-        self.waker.register(cx.waker());
+        self.register(cx);
         self.take().map_or(Poll::Pending, Poll::Ready)
     }
 
-    fn take(&self) -> Option<Message> {
+    /// Has the task woken by the next message that comes, once.
+    pub fn register(&self, cx: &Context<'_>) {
+        self.waker.register(cx.waker());
+    }
+
+    /// The next message; for a task that has [registered](Self::register) since it was woken.
+    #[inline]
+    pub fn take(&self) -> Option<Message> {
         if !self.waiting.load(Ordering::Acquire) {
             return None;
         }
@@ -130,6 +137,12 @@ impl Mailbox {
             queue.shrink_to(0);
         }
         message
+    }
+
+    /// Whether nothing waits and nothing was dropped.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        !self.waiting.load(Ordering::Acquire) && self.lost.load(Ordering::Relaxed) == 0
     }
 
     /// Lifecycle notifications that were dropped because the client did not read, since the last

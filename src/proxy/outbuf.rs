@@ -48,7 +48,20 @@ impl OutBuf {
     ///
     /// # Errors
     /// The socket's.
+    #[inline]
     pub(super) fn flush(
+        &mut self,
+        socket: &mut Stream,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()> {
+        if self.is_empty() && !socket.holds_unsent() {
+            return Ok(());
+        }
+        self.flush_rest(socket, now, cx)
+    }
+
+    fn flush_rest(
         &mut self,
         socket: &mut Stream,
         now: Instant,

@@ -42,6 +42,8 @@ pub(super) struct Locks {
 #[derive(Debug)]
 pub(super) struct Hold {
     pub(super) session: SessionId,
+    /// Where its entry stood when the lock was taken, and most likely still does.
+    near: usize,
     /// The send that it was taken for, until it has its answer.
     call: Option<Send>,
     since: Instant,
@@ -128,12 +130,13 @@ impl Locks {
 
     /// A turn is this connection's that it has not asked for.
     pub(super) fn take(&mut self, session: &SessionId, since: Instant) {
-        self.hold(session, None, since);
+        self.hold(session, usize::MAX, None, since);
     }
 
-    fn hold(&mut self, session: &SessionId, call: Option<Send>, since: Instant) {
+    fn hold(&mut self, session: &SessionId, near: usize, call: Option<Send>, since: Instant) {
         let hold = Hold {
             session: session.clone(),
+            near,
             call,
             since,
             before: Before::Over,
@@ -226,7 +229,7 @@ impl Mux {
         let session = session.clone();
         match verdict {
             Verdict::Taken => {
-                self.locks.hold(&session, Some(send), cx.now);
+                self.locks.hold(&session, key, Some(send), cx.now);
                 self.seat_turn(cx, &session)
             }
             Verdict::Joins => Start::Now,
@@ -320,7 +323,8 @@ impl Mux {
             self.outputs.push_back(Output::TurnWaited(took));
         }
         let runs = key.is_some_and(|key| self.entries[key].turn.is_some());
-        self.locks.hold(session, call, cx.now);
+        let near = key.unwrap_or(usize::MAX);
+        self.locks.hold(session, near, call, cx.now);
         if let Some(hold) = self.locks.held.iter_mut().find(|h| h.session == *session) {
             hold.before = if runs { Before::Runs } else { Before::Over };
             hold.unsaid = want.and_then(|want| want.unsaid);
@@ -421,8 +425,7 @@ impl Mux {
             return None;
         };
         let hold = self.locks.held.swap_remove(gone);
-        let key = self.by_session.get(&hold.session);
-        let entry = key.map(|key| &self.entries[*key]);
+        let entry = self.key_of_hold(&hold).map(|key| &self.entries[key]);
         let over = entry.is_some_and(|e| e.attached && e.slot.is_some() && e.reopening.is_none());
         Some(if over {
             Output::TurnOver {
@@ -437,10 +440,11 @@ impl Mux {
     /// Whoever has a turn next that goes on has to know what it waits for; then it may be too late to
     /// look.
     fn note_asked(&mut self) {
-        for hold in &mut self.locks.held {
-            let key = self.by_session.get(&hold.session);
-            let entry = key.map(|key| &self.entries[*key]);
+        for at in 0..self.locks.held.len() {
+            let key = self.key_of_hold(&self.locks.held[at]);
+            let entry = key.map(|key| &self.entries[key]);
             let asked = entry.map_or(&[][..], |entry| &entry.asked);
+            let hold = &mut self.locks.held[at];
             // What its client has answered is on its way before all that comes of its leaving.
             let open = asked.iter().filter(|asked| !asked.answered);
             if !open.clone().map(|asked| &asked.id).eq(&hold.asked) {
@@ -452,8 +456,16 @@ impl Mux {
         }
     }
 
+    /// The entry of its session, looked for first where it was.
+    fn key_of_hold(&self, hold: &Hold) -> Option<usize> {
+        match self.entries.get(hold.near) {
+            Some(entry) if entry.id == hold.session => Some(hold.near),
+            Some(_) | None => self.by_session.get(&hold.session).copied(),
+        }
+    }
+
     fn needs_lock(&self, hold: &Hold) -> bool {
-        let key = self.by_session.get(&hold.session).copied();
+        let key = self.key_of_hold(hold);
         if hold.call.as_ref().is_some_and(|call| self.is_pending(call)) {
             // A send may be answered only at the end of its turn; but if its client was asked what
             // that waits for and has detached, somebody else has to see that there is one.
@@ -533,6 +545,9 @@ impl Mux {
 
     /// When [`Mux::watch_locks`] has something to do.
     pub(super) fn next_lock(&self, settings: &Settings) -> Option<Instant> {
+        if self.locks.wanted.is_empty() && settings.turns.max.is_none() {
+            return None;
+        }
         let waits = self.locks.wanted.iter().filter_map(|want| {
             let call = self.calls.get(&want.call.id)?;
             Some(call.since + settings.turns.timeout)

@@ -359,6 +359,22 @@ impl Mux {
         self.outputs.pop_front().or_else(|| self.settle_locks())
     }
 
+    /// Memory for what [`poll_output`](Self::poll_output) gives, unless something waits there.
+    pub fn lend_outputs(&mut self, memory: VecDeque<Output>) {
+        if self.outputs.is_empty() {
+            self.outputs = memory;
+        }
+    }
+
+    /// That memory, if nothing waits there.
+    pub fn return_outputs(&mut self) -> VecDeque<Output> {
+        if self.outputs.is_empty() {
+            std::mem::take(&mut self.outputs)
+        } else {
+            VecDeque::new()
+        }
+    }
+
     /// Frames and bytes since the last call.
     pub fn poll_tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
@@ -366,25 +382,21 @@ impl Mux {
 
     /// When [`Mux::handle_timeout`] is due; never once closed.
     pub fn poll_timeout(&self, settings: &Settings) -> Option<Instant> {
-        let partial = self
+        // Asked on each wake-up, and mostly there is little to look at: a loop over all of it, as an
+        // iterator, took several times as long.
+        let mut next = self
             .partial_since
             .map(|since| since + self.patience(settings));
-        let gates = self.gates.iter().chain(&self.watches).map(|(at, _)| *at);
-        let slots = self.upstreams.iter().filter_map(|(_, u)| {
-            u.deadline
-                .into_iter()
-                .chain(u.idle_since.map(|at| at + UPSTREAM_IDLE))
-                .min()
-        });
-        let waits = self.next_patience(settings);
-        partial
-            .into_iter()
-            .chain(gates)
-            .chain(slots)
-            .chain(waits)
-            .chain(self.next_lock(settings))
-            .chain(self.next_judgement(settings))
-            .min()
+        for (at, _) in self.gates.iter().chain(&self.watches) {
+            next = earlier(next, Some(*at));
+        }
+        for (_, upstream) in self.upstreams.iter() {
+            let idle = upstream.idle_since.map(|at| at + UPSTREAM_IDLE);
+            next = earlier(earlier(next, upstream.deadline), idle);
+        }
+        next = earlier(next, self.next_patience(settings));
+        next = earlier(next, self.next_lock(settings));
+        earlier(next, self.next_judgement(settings))
     }
 
     /// Whether the client has said something: who it is, where it has to.
@@ -535,5 +547,13 @@ impl Mux {
             code: error.code(),
             message: Arc::from(error.logged()),
         }));
+    }
+}
+
+/// The earlier of two moments, either of which may never come.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }

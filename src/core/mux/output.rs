@@ -298,6 +298,12 @@ impl Tally {
         self.frames[usize::from(direction == Direction::BackendToClient)][Self::column(kind)]
     }
 
+    /// Whether nothing went this way, nor was taken for a frame.
+    pub fn is_empty(&self, direction: Direction) -> bool {
+        let d = usize::from(direction == Direction::BackendToClient);
+        self.bytes[d] == 0 && self.frames[d] == [0; 5]
+    }
+
     /// Bytes of whole frames that went this way.
     pub fn bytes(&self, direction: Direction) -> u64 {
         self.bytes[usize::from(direction == Direction::BackendToClient)]

@@ -1,21 +1,30 @@
 //! News of the hub, put to the multiplexer.
 
-use std::{sync::Arc, task::Poll, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use super::{Driver, Task};
 use crate::{core::snapshot::Snapshot, proxy::hub::Message};
 
 impl Driver {
+    #[inline]
     pub(super) fn poll_mailbox(
         &mut self,
         now: Instant,
         snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
     ) -> bool {
+        // Nearly always so: a check, and no more.
+        if self.mailbox.is_quiet() {
+            return false;
+        }
+        self.open_mail(now, snapshot, task)
+    }
+
+    fn open_mail(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
         let mut progress = false;
         // A client that does not read is not sent more news: its mailbox overflows instead.
         while !self.client_is_full()
-            && let Poll::Ready(message) = self.mailbox.poll_next(task)
+            && let Some(message) = self.mailbox.take()
         {
             progress = true;
             match message {

@@ -1,24 +1,18 @@
 //! Counts of what a connection has relayed.
 
 use super::Driver;
-use crate::core::{
-    event::{Direction, FrameKind},
-    mux::Tally,
-};
+use crate::core::event::{Direction, FrameKind};
 
 impl Driver {
     /// Counts what went through: a few additions per read, not per frame.
     pub(super) fn tally(&mut self) {
         let tally = self.mux.poll_tally();
-        if tally == Tally::default() {
-            return;
-        }
         let metrics = self.shared.observer.metrics();
         for direction in [Direction::ClientToBackend, Direction::BackendToClient] {
-            let bytes = tally.bytes(direction);
-            if bytes > 0 {
-                metrics.add_bytes(direction, bytes);
+            if tally.is_empty(direction) {
+                continue;
             }
+            metrics.add_bytes(direction, tally.bytes(direction));
             for kind in [
                 FrameKind::Request,
                 FrameKind::Notification,

@@ -75,25 +75,22 @@ impl Driver {
 
     /// Sets the timer to the next deadline; if one is due, what time it is.
     fn arm(&mut self, now: Instant, task: &mut Task<'_>) -> Option<Instant> {
-        let stall = self.rules.write_stall;
-        let stalls = std::iter::once(&self.client_out)
-            .chain(self.upstreams.iter().flatten().map(|u| &u.output))
-            .filter_map(|out| out.stalled_since().map(|at| at + stall));
+        let (stall, patience) = (self.rules.write_stall, self.rules.mux.frame_timeout);
+        // A loop, since this is asked on each wake-up.
+        let mut next = self.mux.poll_timeout(&self.rules.mux);
+        let mut sooner = |at: Option<Instant>, wait| {
+            if let Some(at) = at.map(|at| at + wait) {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        };
+        sooner(self.client_out.stalled_since(), stall);
         // Backends are not read while the client takes nothing, so they cannot be late then.
-        let patience = self.rules.mux.frame_timeout;
-        let partial = self
-            .upstreams
-            .iter()
-            .flatten()
-            .filter(|_| !self.client_is_full())
-            .filter_map(|u| u.partial_since.map(|at| at + patience));
-        let next = self
-            .mux
-            .poll_timeout(&self.rules.mux)
-            .into_iter()
-            .chain(stalls)
-            .chain(partial);
-        let next = next.min()?;
+        let are_read = !self.client_is_full();
+        for upstream in self.upstreams.iter().flatten() {
+            sooner(upstream.output.stalled_since(), stall);
+            sooner(upstream.partial_since.filter(|_| are_read), patience);
+        }
+        let next = next?;
         if next <= now {
             return Some(now);
         }
@@ -101,8 +98,12 @@ impl Driver {
         // lock that all threads share.
         if self.armed.is_none_or(|at| next < at) {
             self.arm_at(next);
+        } else if self.is_asleep && self.armed.is_some_and(|at| now < at) {
+            // It knows whom to wake: a task has one waker as long as it lives.
+            return None;
         }
         if self.sleep.as_mut().poll(task).is_pending() {
+            self.is_asleep = true;
             return None;
         }
         self.arm_at(next);
@@ -113,6 +114,7 @@ impl Driver {
 
     fn arm_at(&mut self, at: Instant) {
         self.armed = Some(at);
+        self.is_asleep = false;
         self.sleep.as_mut().reset(at.into());
     }
 }

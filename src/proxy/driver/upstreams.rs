@@ -33,6 +33,8 @@ pub(super) struct Upstream {
     pub(super) output: OutBuf,
     pub(super) activity: Option<Arc<dyn Alive>>,
     pub(super) metrics: Arc<BackendMetrics>,
+    /// As the driver's `client_is_quiet`.
+    pub(super) is_quiet: bool,
 }
 
 impl Driver {
@@ -113,6 +115,7 @@ impl Driver {
             output: OutBuf::default(),
             activity,
             metrics,
+            is_quiet: false,
         });
         self.step(now, snapshot, task, &[], |mux, cx, out| {
             mux.handle_upstream_connected(cx, slot, out);
@@ -135,7 +138,8 @@ impl Driver {
                 continue;
             };
             let slot = upstream.slot;
-            if upstream.socket.poll_read_ready(task).is_pending() {
+            if upstream.is_quiet || upstream.socket.poll_read_ready(task).is_pending() {
+                upstream.is_quiet = true;
                 continue;
             }
             let mut buffer = take_buffer();
