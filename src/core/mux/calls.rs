@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Context, Mux, Output, outbox::Outbox, upstream::SlotId, vouch::Vouching};
 use crate::core::{
-    event::CallOutcome,
+    event::{CallOutcome, ClosedBy, TurnOutcome},
     id::{BackendName, SessionId},
     idmap::RequestId,
     locate::Purpose,
@@ -272,6 +272,11 @@ impl Mux {
                     entry.attachments += 1;
                 }
             });
+            if !self.entries[key].is_here() {
+                // It was closed meanwhile, by another client or by a call of this one's, and is not
+                // heard any more.
+                self.end_turn(cx, key, TurnOutcome::Lost, ClosedBy::Backend);
+            }
             if succeeded {
                 self.keep_params(key, call);
                 self.claim(key);

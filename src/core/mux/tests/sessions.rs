@@ -574,3 +574,19 @@ fn a_create_where_a_session_should_be_open_never_starts_over() {
         assert_eq!(rig.heard("a")[0]["method"], json!(method));
     }
 }
+
+/// Deleted where it was before, and running where it is being resumed: when that fails, nobody hears
+/// of its turn any more.
+#[test]
+fn a_turn_ends_with_the_attach_that_it_was_heard_by() {
+    let mut rig = Rig::new();
+    rig.open("s1", "a");
+    rig.client(&request(1, "session.delete", json!({"sessionId": "s1"})));
+    rig.client(&request(2, "session.resume", json!({"sessionId": "s1"})));
+    rig.backend("a", &result(1, json!({"success": true})));
+    let message = json!({"messageId": "m"});
+    rig.backend("a", &event("s1", "user.message", message));
+    assert_eq!(rig.mux.open_turns(), 1);
+    rig.backend("a", &failure(2, "no"));
+    assert_eq!(rig.mux.open_turns(), 0);
+}
