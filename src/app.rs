@@ -578,6 +578,7 @@ fn rules(config: &Config) -> Rules {
                 header: config.limits.header,
                 frame: config.limits.frame,
             },
+            cut_through_min: config.limits.cut_through_min,
             frame_timeout: config.limits.frame_timeout,
             handshake_timeout: config.listener.handshake_timeout,
             calls: config.limits.calls_per_connection,

@@ -78,6 +78,7 @@ impl Stage {
                 header: 8 * 1024,
                 frame: 1024 * 1024,
             },
+            cut_through_min: 1 << 20,
             frame_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),
             calls: 1024,

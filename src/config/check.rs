@@ -411,6 +411,7 @@ fn limits(table: &Table, sessions: &Table) -> Limits {
     Limits {
         frame: table.size("frame"),
         header: table.size("header"),
+        cut_through_min: table.size("cut_through_min"),
         frame_timeout: table.duration("frame_timeout"),
         calls_per_connection: table.count("calls_per_connection"),
         sessions_per_connection: table.count("sessions_per_connection"),

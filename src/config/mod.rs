@@ -295,6 +295,8 @@ pub struct Limits {
     pub frame: usize,
     /// Largest header block, in bytes.
     pub header: usize,
+    /// A longer body of a backend is passed on as it arrives, in bytes.
+    pub cut_through_min: usize,
     /// From a frame's first byte to its last.
     pub frame_timeout: Duration,
     /// Calls awaiting a response on one client connection.

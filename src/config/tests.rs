@@ -124,6 +124,7 @@ timeout = "1h"
 [limits]
 frame = "1GiB"
 header = "4KiB"
+cut_through_min = "2MiB"
 frame_timeout = "1s"
 calls_per_connection = 0x10
 sessions_per_connection = 1_000
@@ -218,7 +219,8 @@ fn a_minimal_file_has_the_promised_defaults() {
             "drain": { "timeout": "10m", "accept_grace": "5s" },
             "upgrade": { "socket": null, "timeout": "1d" },
             "limits": {
-                "frame": "64MiB", "header": "8KiB", "frame_timeout": "30s",
+                "frame": "64MiB", "header": "8KiB", "cut_through_min": "1MiB",
+                "frame_timeout": "30s",
                 "calls_per_connection": 1024, "sessions_per_connection": 1024,
                 "connections": 10000, "unauthenticated_connections": 5000,
                 "unauthenticated_per_address": 0, "directory_sessions": 1_000_000, "session_params": "1MiB",

@@ -139,6 +139,7 @@ pub fn redacted(config: &Config) -> Value {
         "limits": {
             "frame": show_size(limits.frame as u64),
             "header": show_size(limits.header as u64),
+            "cut_through_min": show_size(limits.cut_through_min as u64),
             "frame_timeout": show_duration(limits.frame_timeout),
             "calls_per_connection": limits.calls_per_connection,
             "sessions_per_connection": limits.sessions_per_connection,

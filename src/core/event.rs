@@ -336,6 +336,12 @@ pub enum Event {
         principal: Arc<str>,
         user: Arc<str>,
     },
+    /// A backend's connection ended in the middle of a frame of which the client had the beginning:
+    /// the client's was closed.
+    FrameCut {
+        connection: ConnectionId,
+        backend: BackendName,
+    },
     UpstreamLost {
         connection: ConnectionId,
         backend: BackendName,

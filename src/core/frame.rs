@@ -138,6 +138,21 @@ impl Cutter {
         matches!(self.state, State::Header { searched: 0 })
     }
 
+    /// Of the frame whose header has been read: where its body begins, and how long it is. None
+    /// [between frames](Self::is_between_frames), and while the header is incomplete.
+    pub fn begun(&self) -> Option<(usize, usize)> {
+        match self.state {
+            State::Body { header, length } => Some((header, usize::try_from(length).ok()?)),
+            State::Header { .. } => None,
+        }
+    }
+
+    /// The caller takes the frame that has [begun](Self::begun) by itself, whole: the next
+    /// [`cut`](Self::cut) is at the first byte behind it.
+    pub fn give_over(&mut self) {
+        self.state = State::Header { searched: 0 };
+    }
+
     /// The frame at the start of `buf`, if it is there as a whole, within the limits, its header is
     /// spelled as [`write_header`] spells it, and its length has two to four digits, as nearly all
     /// have: where its body begins and ends. For runs of such frames,

@@ -56,6 +56,7 @@ impl Observer {
             Event::SessionNotFound { reason, .. } => metrics.session_not_found(reason.label()),
             Event::Denied { reason, .. } => metrics.access_denied(reason.label()),
             Event::Withheld { reason, .. } => metrics.frame_withheld(reason),
+            Event::FrameCut { .. } => metrics.frame_cut(),
             Event::SessionParked { .. } => metrics.session_parked(),
             Event::ParkedEnded { result, .. } => metrics.parked_ended(result.label()),
             Event::SessionReopened { result, .. } => metrics.failover(result.label()),
@@ -227,6 +228,17 @@ impl Observer {
                 calls,
                 turns,
                 reason = clip(reason),
+                "backend"
+            ),
+            Event::FrameCut {
+                connection,
+                backend,
+            } => warn!(
+                target: "taxiway",
+                connection = connection.0,
+                backend = clip(backend.as_str()),
+                what = "cut frame",
+                reason = "it ended in the middle of a large message: the client is closed",
                 "backend"
             ),
             Event::Placement {

@@ -45,7 +45,7 @@ use super::{
     outbuf::OutBuf,
     pacer::Permit,
     port::Boxed,
-    readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
+    readbuf::{self, carry_over, give_back, keep_rest, read, restore, take_buffer},
     services,
 };
 use crate::{
@@ -63,8 +63,9 @@ use crate::{
 /// Beyond this many bytes that a client has not taken, its backends are not read: they feel it.
 const CLIENT_HIGH: usize = 256 * 1024;
 
-/// Beyond this many bytes that a backend has not taken, the client is not read.
-const UPSTREAM_HIGH: usize = 1024 * 1024;
+/// Beyond this many bytes that a backend has not taken, the client is not read: with one read more
+/// they are 1 MiB.
+const UPSTREAM_HIGH: usize = 1024 * 1024 - readbuf::SCRATCH;
 
 /// Rounds of work before other connections get their turn.
 const ROUNDS: usize = 16;
@@ -110,6 +111,8 @@ pub struct Driver {
     /// The timer has been asked since it was set, and is not due.
     is_asleep: bool,
     out: Outbox,
+    /// Bytes that wait here, as they are counted in the metrics.
+    buffered: usize,
     /// Why, and since when the connection is being closed.
     closing: Option<(&'static str, Instant)>,
     client_gone: bool,
@@ -169,6 +172,7 @@ impl Driver {
             armed: None,
             is_asleep: false,
             out: Outbox::new(),
+            buffered: 0,
             closing: None,
             client_gone: false,
             gone_why: None,
@@ -217,6 +221,7 @@ impl Driver {
             self.shared.hub.leave(self.id);
             desk::leave(&self.shared.store, &self.shared.hub, self.id);
             self.shared.providers.leave(self.id);
+            self.weigh(0);
             let (reason, _) = self.closing.unwrap_or(("closed", self.opened));
             self.say_closed(reason);
         }
@@ -277,9 +282,24 @@ impl Driver {
         Poll::Pending
     }
 
-    /// Whether so much waits for the client that its backends are not read.
+    /// Whether so much waits for the client that nothing is done which would make it more.
     fn client_is_full(&self) -> bool {
-        self.client_out.len() >= CLIENT_HIGH
+        self.client_out.len() + self.out.behind() >= CLIENT_HIGH
+    }
+
+    /// Whether backends are not read, for what waits for the client: with it counts what has come of
+    /// their frames, since it will wait there next. What waits behind a frame that passes does not:
+    /// it waits for that frame.
+    fn client_holds_back(&self) -> bool {
+        let waits = self.client_out.len();
+        let held = || self.upstreams.iter().flatten().map(|u| u.input.len());
+        waits > 0 && waits + held().sum::<usize>() >= CLIENT_HIGH
+    }
+
+    /// Whether this backend is not read: the client takes nothing, or a frame of another one passes.
+    fn is_held_back(&self, slot: SlotId) -> bool {
+        let other = self.mux.passing().is_some_and(|passing| passing != slot);
+        other || self.client_holds_back()
     }
 
     /// A reload replaces the rules; connections that are open follow it.
@@ -610,22 +630,24 @@ impl Driver {
         }
         let mut buffer = take_buffer();
         let kept = carry_over(&mut self.client_in, &mut buffer);
-        let (input, whole) = match read(client, &mut self.client_in, &mut buffer, kept, task) {
-            Poll::Pending => {
-                restore(&mut self.client_in, &buffer[..kept]);
-                give_back(buffer);
-                return false;
-            }
-            Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
-                give_back(buffer);
-                self.step(now, snapshot, task, &[], |mux, cx, out| {
-                    mux.handle_client_closed(cx, out);
-                    0
-                });
-                return true;
-            }
-            Poll::Ready(Ok(n)) => (kept + n, !self.client_in.is_empty()),
-        };
+        let room = usize::MAX;
+        let (input, whole) =
+            match read(client, &mut self.client_in, &mut buffer, (kept, room), task) {
+                Poll::Pending => {
+                    restore(&mut self.client_in, &buffer[..kept]);
+                    give_back(buffer);
+                    return false;
+                }
+                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
+                    give_back(buffer);
+                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                        mux.handle_client_closed(cx, out);
+                        0
+                    });
+                    return true;
+                }
+                Poll::Ready(Ok(n)) => (kept + n, !self.client_in.is_empty()),
+            };
         if std::mem::take(&mut self.client_is_new)
             && let Some(why) = front::stranger(&buffer[..input])
         {

@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::transport::Stream;
 
 /// The shared read buffer of a thread.
-const SCRATCH: usize = 128 * 1024;
+pub(super) const SCRATCH: usize = 128 * 1024;
 
 /// The start of a frame up to this size is copied in front of the next read, so that the rest of
 /// the run still passes from the shared buffer.
-const CARRY: usize = SCRATCH / 2;
+pub(super) const CARRY: usize = SCRATCH / 2;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -57,13 +57,13 @@ pub(super) fn restore(input: &mut Vec<u8>, kept: &[u8]) {
     }
 }
 
-/// Reads once, behind `kept` bytes of the shared buffer, or at the end of `input` if a large frame
-/// gathers there.
+/// Reads once, behind `kept` bytes of the shared buffer, or at most `room` bytes to the end of
+/// `input` if a large frame gathers there.
 pub(super) fn read(
     socket: &mut Stream,
     input: &mut Vec<u8>,
     buffer: &mut [u8],
-    kept: usize,
+    (kept, room): (usize, usize),
     task: &mut Task<'_>,
 ) -> Poll<io::Result<usize>> {
     if input.is_empty() {
@@ -72,7 +72,8 @@ pub(super) fn read(
             .poll_read(task, &mut space)
             .map_ok(|()| space.filled().len());
     }
-    let mut space = ReadBuf::new(buffer);
+    let room = room.min(buffer.len());
+    let mut space = ReadBuf::new(&mut buffer[..room]);
     let read = Pin::new(socket)
         .poll_read(task, &mut space)
         .map_ok(|()| space.filled().len());

@@ -57,6 +57,90 @@ async fn a_client_that_does_not_read_costs_little_and_is_closed_in_time() {
     .await;
 }
 
+/// Floods a client that does not read: what waits for it in Taxiway is bounded, its server is not read
+/// any more, others on the same server go on, and it misses nothing once it reads again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_reading_holds_1_mib_at_most_and_misses_nothing() {
+    bounded(150, async {
+        let rig = Rig::with(1, Disks::Separate, |conf| {
+            conf.text("listener.write_stall", "60s")
+                .text("log.level", "warn")
+        })
+        .await;
+        let (other, bystander) = (rig.client().await, rig.client().await);
+        bystander.create("quiet").await;
+        other.create("loud").await;
+        // Small events, ones that are held for their size, ones that pass as they arrive.
+        let sends = [
+            "[[len 10000]] [[pad 500]]",
+            "[[len 320]] [[pad 65536]]",
+            "[[len 12]] [[pad 65536]]",
+        ];
+        let relayed = r#"taxiway_bytes_total{direction="backend_to_client"}"#;
+        let mut marks = vec![rig.admin().scrape().await.value(relayed)];
+        for send in sends {
+            other.turn("loud", send).await;
+        }
+        marks.push(rig.admin().scrape().await.value(relayed));
+        let mut deaf = Raw::connect(rig.taxiway.address()).await;
+        let resume =
+            r#"{"jsonrpc":"2.0","id":1,"method":"session.resume","params":{"sessionId":"loud"}}"#;
+        deaf.write(&frame(resume)).await;
+        assert_eq!(deaf.answer().await.unwrap()["id"], 1);
+        let before = rig.taxiway.resident();
+        rig.taxiway.forget_peak();
+
+        let mut most = 0.0_f64;
+        for _ in 0..3 {
+            for send in sends {
+                other.turn("loud", send).await;
+                let waits = rig.admin().scrape().await.value("taxiway_buffered_bytes");
+                most = most.max(waits);
+                let began = Instant::now();
+                bystander.mode("quiet").await.unwrap();
+                assert!(began.elapsed() < Duration::from_secs(2));
+            }
+            marks.push(rig.admin().scrape().await.value(relayed));
+        }
+        let grown = rig.taxiway.peak().saturating_sub(before);
+        println!(
+            "at most {most} bytes wait, peak grown by {} KiB",
+            grown >> 10
+        );
+        assert!(most > 200.0 * 1024.0, "it was not full: {most}");
+        assert!(most <= MIB as f64, "{most}");
+        assert!(grown < 4 * MIB, "{} KiB", grown >> 10);
+        // Once the sockets on the way are full, its server is not read: what passes is the other's.
+        let alone = marks[1] - marks[0];
+        let (first, last) = ((marks[2] - marks[1]) / alone, (marks[4] - marks[3]) / alone);
+        println!("relayed {first:.2} times as much in the first round, {last:.2} in the last");
+        assert!(first > 1.03 && last < 1.02, "{first} {last}");
+
+        let mut next = 0_u64;
+        let mut turns = 0;
+        while turns < 9 {
+            let message = deaf.next().await.unwrap();
+            let event = &message["params"]["event"];
+            match event["type"].as_str() {
+                Some("assistant.message_delta") => {
+                    let content = event["data"]["deltaContent"].as_str().unwrap();
+                    let word = content.split(['.', ' ', 'x']).next().unwrap_or_default();
+                    let number: u64 = word.trim_start_matches('w').parse().unwrap_or(u64::MAX);
+                    assert_eq!(number, next, "{content:.40}");
+                    next += 1;
+                }
+                Some("session.idle") => {
+                    turns += 1;
+                    next = 0;
+                }
+                _ => {}
+            }
+        }
+        rig.admin().metric_is("taxiway_buffered_bytes", 0.0).await;
+    })
+    .await;
+}
+
 /// A stopped backend takes no bytes: who writes to it waits, and nobody else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_does_not_read_stops_only_those_who_write_to_it() {

@@ -185,6 +185,41 @@ async fn tls_on_the_plain_port_is_told_at_once() {
     }
 }
 
+/// A message that passes as it arrives, over TLS on both legs and a PROXY header.
+#[tokio::test]
+async fn large_messages_pass_whole_under_tls() {
+    bounded(60, async {
+        let sims = Sims::start(1, Disks::Separate).await;
+        let mutual = Mutual::new();
+        let tls = Some((&mutual.server, &*mutual.ca.pem()));
+        let gate = Gate::before(sims.get("s1").address(), true, tls).await;
+        let conf = Conf::new(Disks::Separate)
+            .backend("s1", &gate.address.to_string())
+            .backend_set("s1", "proxy_protocol", "'v2'")
+            .backend_set(
+                "s1",
+                "tls",
+                "{ ca = 'ca.pem', server_name = 'localhost', cert = 'server.pem', key = 'server.key' }",
+            );
+        let taxiway = mutual.start(conf).await;
+        let client = mutual.client(&taxiway).await;
+        client.create("s").await;
+        client.turn("s", "[[len 64]] [[pad 65536]]").await;
+        client.turn("s", "[[len 20]] [[pad 65536]]").await;
+        let params = json!({ "sessionId": "s" });
+        let through = client.call("session.getMessages", params.clone()).await.unwrap();
+        let direct = Client::greeted(sims.get("s1").address()).await;
+        direct.call("session.resume", params.clone()).await.unwrap();
+        let mut expected = direct.call("session.getMessages", params).await.unwrap();
+        let events = expected["events"].as_array_mut().unwrap();
+        // Its own resume.
+        events.retain(|event| event["type"] != "session.resume");
+        assert!(through == expected, "they differ");
+        assert!(!gate.headers().is_empty());
+    })
+    .await;
+}
+
 /// The layer-4 choice, over TLS on both legs.
 #[tokio::test]
 async fn whole_connections_are_relayed_under_tls() {

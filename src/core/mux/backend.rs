@@ -1,7 +1,7 @@
 //! Frames of backends: each answer to its call, each event to the client, each request under an id
 //! of our own; and the handshake on a new upstream connection. How they end is in `end`.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use super::{
     Asker, Context, MAX_BACKEND_REQUESTS, Mux, Output,
@@ -54,7 +54,8 @@ impl Mux {
         });
     }
 
-    /// Bytes of a backend. Returns how many were used up, as [`Mux::handle_client`] does.
+    /// Bytes of a backend. Returns how many were used up, as [`Mux::handle_client`] does: none while
+    /// a large frame of [another one](Mux::passing) passes.
     pub fn handle_upstream(
         &mut self,
         cx: &Context<'_>,
@@ -65,6 +66,12 @@ impl Mux {
         let mut done = 0;
         if self.upstreams.get(slot).is_some_and(|u| u.silent) {
             self.speaks(cx, slot, out);
+        }
+        if self.is_through(slot) {
+            match self.go_on(cx, slot, input, out) {
+                ControlFlow::Continue(end) => done = end,
+                ControlFlow::Break(end) => return end,
+            }
         }
         loop {
             done = self.pass_run(cx.now, slot, input, done, out);
@@ -80,9 +87,12 @@ impl Mux {
                     done = body.end;
                     self.handle_backend_frame(cx, slot, input, header, body, out);
                 }
-                Ok(Cut::Incomplete { .. }) => {
+                Ok(Cut::Incomplete { total }) => {
                     upstream.in_frame = done < input.len();
                     self.try_freezes(cx);
+                    if total.is_some_and(|total| total > cx.settings.cut_through_min) {
+                        done = self.begin_through(cx, slot, input, done, out);
+                    }
                     break;
                 }
                 Err(_) => {

@@ -80,6 +80,8 @@ pub(super) struct Call {
     pub(super) copy: Option<Vec<u8>>,
     /// It was sent once more already.
     pub(super) repeated: bool,
+    /// Its answer is on its way to the client already, in pieces: it gets no other one.
+    pub(super) passing: bool,
     /// The backend's answer, until what it acknowledges is on disk.
     pub(super) withheld: Option<Box<[u8]>>,
     /// It is as good as forwarded, but its session has to vouch for it first.
@@ -167,6 +169,7 @@ impl Mux {
             },
             copy: None,
             repeated: false,
+            passing: false,
             withheld: None,
             vouching: None,
             attachment: None,

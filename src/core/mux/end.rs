@@ -175,7 +175,8 @@ impl Mux {
 
     pub(super) fn close_if_quiet(&mut self) {
         let ends = self.life == Life::Draining || self.is_revoked();
-        if ends && self.is_heard() && self.calls.is_empty() && self.open_turns() == 0 {
+        let ends = ends && self.is_heard() && self.passing.is_none();
+        if ends && self.calls.is_empty() && self.open_turns() == 0 {
             let reason = if self.life == Life::Draining {
                 "drained"
             } else {
@@ -188,6 +189,7 @@ impl Mux {
     /// Closes an upstream connection that nothing needs.
     pub(super) fn part_with(&mut self, slot: SlotId) {
         self.upstreams.remove(slot);
+        self.passing.take_if(|passing| *passing == slot);
         self.own.retain(|own| own.slot != slot);
         self.requests.forget(Asker::Upstream(slot));
         for (_, entry) in &mut self.entries {
@@ -250,7 +252,7 @@ impl Mux {
             entry.held.extend(held);
             self.note_waiting(key);
         }
-        let unanswered = self.drain_calls(|call| call.at() == Some(slot));
+        let unanswered = self.drain_calls(|call| call.at() == Some(slot) && !call.passing);
         let owed = unanswered.iter().filter(|(_, c)| c.is_owed());
         if let Some(upstream) = self.upstreams.get_mut(slot) {
             upstream.given_up.extend(owed.map(|(id, call)| {
@@ -299,6 +301,7 @@ impl Mux {
         why: &'static str,
         out: &mut Outbox,
     ) {
+        let cut = self.is_cut_by(slot, out);
         self.parked_lost(cx, slot);
         let Some(mut upstream) = self.upstreams.remove(slot) else {
             return;
@@ -410,6 +413,9 @@ impl Mux {
         }
         self.close_if_quiet();
         self.close_if_empty();
+        if cut {
+            self.leave_cut(cx, out);
+        }
     }
 
     /// Calls that never left set out anew, in the order written: those that waited for the

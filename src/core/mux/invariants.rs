@@ -10,6 +10,7 @@ impl Mux {
     pub fn check_invariants(&self) {
         self.check_entries();
         self.check_upstreams();
+        self.check_through();
         self.check_held();
         self.check_locks();
         assert_eq!(

@@ -38,6 +38,7 @@ mod sight;
 mod stall;
 mod takeover;
 mod tells;
+mod through;
 mod turn;
 mod upstream;
 mod vouch;
@@ -68,7 +69,7 @@ pub use self::{
     commons::{Alone, Commons, Over},
     moving::Freeze,
     note::{Handover, HeldRequest, Note},
-    outbox::{Dest, Outbox},
+    outbox::{Dest, Outbox, OutboxMemory},
     output::{Locate, Located, Output, Serve, Served, Service, Tally},
     upstream::SlotId,
 };
@@ -102,7 +103,8 @@ const HELD_HIGH: usize = 1024 * 1024;
 /// Requests of backends that the client has not answered yet; beyond it its connection ends.
 const MAX_BACKEND_REQUESTS: usize = 4096;
 
-/// Largest frame taken from a backend. The CLI itself has no limit (a 136 MB answer was seen).
+/// Largest frame taken from a backend, held or passed on as it arrives. The CLI itself has no limit
+/// (a 136 MB answer was seen), but its SDKs do: a string of Node's has at most 512 MiB.
 pub const BACKEND_FRAME: usize = 512 * 1024 * 1024;
 
 /// What `session.create` does on the id of a closed session that has history.
@@ -121,6 +123,9 @@ pub enum CreateExisting {
 pub struct Settings {
     /// Bounds of a client's frames.
     pub frame: FrameLimits,
+    /// A frame of a backend with a longer body is passed on as it arrives, if its first bytes say
+    /// that it may.
+    pub cut_through_min: usize,
     /// From a frame's first byte to its last.
     pub frame_timeout: Duration,
     /// From accept to the first complete frame.
@@ -208,6 +213,8 @@ pub struct Mux {
     calls: Calls<Call>,
     requests: BackendRequests<Asker, parking::Request>,
     upstreams: Upstreams,
+    /// The upstream connection of which a frame passes to the client in pieces.
+    passing: Option<SlotId>,
     entries: Slab<Entry>,
     by_session: HashMap<SessionId, usize, RandomState>,
     /// What waits for the shell's answer to a [`Locate`], by ticket.
@@ -262,6 +269,7 @@ impl Mux {
             calls: Calls::default(),
             requests: BackendRequests::default(),
             upstreams: Upstreams::default(),
+            passing: None,
             entries: Slab::new(),
             by_session: HashMap::default(),
             questions: HashMap::default(),

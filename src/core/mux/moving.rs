@@ -105,7 +105,10 @@ impl Mux {
         let entry = &self.entries[key];
         let (session, slot) = (entry.id.clone(), entry.slot);
         let under_way = self.drain_calls(|call| {
-            call.session.as_ref() == Some(&session) && call.at() == slot && which(call)
+            call.session.as_ref() == Some(&session)
+                && call.at() == slot
+                && !call.passing
+                && which(call)
         });
         for (id, call) in under_way {
             let mut has_left = call.vouching.is_none();

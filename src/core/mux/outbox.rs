@@ -31,11 +31,34 @@ struct Segment {
     end: usize,
 }
 
-/// Ordered writes. Reused from step to step, so that the steady state allocates nothing.
+/// Who may write to the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Gate {
+    #[default]
+    Open,
+    /// Pieces of one large frame; all else waits behind it.
+    Passing,
+    /// Nobody: the client was left in the middle of a frame.
+    Shut,
+}
+
+/// Memory of an [`Outbox`] that is needed only while it holds something.
+#[derive(Debug, Default)]
+pub struct OutboxMemory {
+    segments: Vec<Segment>,
+    own: Vec<u8>,
+}
+
+/// Ordered writes of one connection. Reused from step to step, so that the steady state allocates
+/// nothing.
 #[derive(Debug, Default)]
 pub struct Outbox {
     segments: Vec<Segment>,
     own: Vec<u8>,
+    gate: Gate,
+    /// What waits for the end of the frame that passes to the client in pieces: kept from step to
+    /// step, and mostly empty.
+    behind: Vec<u8>,
 }
 
 impl Outbox {
@@ -44,7 +67,26 @@ impl Outbox {
         Self::default()
     }
 
-    /// Forgets everything; keeps the memory unless one step has needed an unusual amount.
+    /// Memory for the writes to come, unless some are there already, in memory of its own.
+    pub fn lend(&mut self, memory: OutboxMemory) {
+        if self.is_empty() {
+            (self.segments, self.own) = (memory.segments, memory.own);
+        }
+    }
+
+    /// That memory, unless something is still to be written. What waits behind a frame that passes
+    /// stays.
+    pub fn return_memory(&mut self) -> OutboxMemory {
+        if !self.is_empty() {
+            return OutboxMemory::default();
+        }
+        OutboxMemory {
+            segments: std::mem::take(&mut self.segments),
+            own: std::mem::take(&mut self.own),
+        }
+    }
+
+    /// Forgets what was written; keeps the memory unless one step has needed an unusual amount.
     pub fn clear(&mut self) {
         const KEEP: usize = 64 * 1024;
         self.segments.clear();
@@ -54,15 +96,64 @@ impl Outbox {
 
     /// Bytes of the step's input go to `dest` as they are.
     pub fn pass(&mut self, dest: Dest, range: Range<usize>) {
+        debug_assert!(
+            dest != Dest::Client || self.gate != Gate::Passing,
+            "no other backend is heard meanwhile"
+        );
         self.push(dest, Source::Input, range.start, range.end);
     }
 
     /// Bytes that `write` appends go to `dest`. Returns how many they were.
     pub fn write(&mut self, dest: Dest, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        if self.gate != Gate::Open && dest == Dest::Client {
+            return self.write_behind(write);
+        }
         let start = self.own.len();
         write(&mut self.own);
         self.push(dest, Source::Own, start, self.own.len());
         self.own.len() - start
+    }
+
+    #[cold]
+    fn write_behind(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let start = self.behind.len();
+        write(&mut self.behind);
+        let size = self.behind.len() - start;
+        if self.gate == Gate::Shut {
+            self.behind.clear();
+        }
+        size
+    }
+
+    /// From here on only [pieces](Self::pass_piece) of one frame go to the client, which begins with
+    /// what `write` appends.
+    pub(super) fn begin_pieces(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.write(Dest::Client, write);
+        self.gate = Gate::Passing;
+    }
+
+    /// Bytes of the step's input are the next piece of the frame.
+    pub(super) fn pass_piece(&mut self, range: Range<usize>) {
+        self.push(Dest::Client, Source::Input, range.start, range.end);
+    }
+
+    /// The frame has passed, and so may what has waited behind it.
+    pub(super) fn end_pieces(&mut self) {
+        self.gate = Gate::Open;
+        let behind = std::mem::take(&mut self.behind);
+        self.write(Dest::Client, |own| own.extend_from_slice(&behind));
+    }
+
+    /// The rest of the frame will not come, so that the client could not tell what else it is
+    /// given from it: it is given nothing any more.
+    pub(super) fn shut(&mut self) {
+        self.gate = Gate::Shut;
+        self.behind = Vec::new();
+    }
+
+    /// Bytes that wait for a frame to have passed to the client.
+    pub fn behind(&self) -> usize {
+        self.behind.len()
     }
 
     fn push(&mut self, dest: Dest, source: Source, start: usize, end: usize) {

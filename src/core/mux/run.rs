@@ -84,7 +84,7 @@ impl Mux {
 }
 
 /// Whether events of a session pass to the client for being events of it.
-fn is_open(entry: &Entry, slot: SlotId) -> bool {
+pub(super) fn is_open(entry: &Entry, slot: SlotId) -> bool {
     entry.here_at() == Some(slot)
         && entry.reopening.is_none()
         && entry.taking.is_none()

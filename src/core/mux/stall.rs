@@ -33,11 +33,16 @@ impl Mux {
             };
             // What waits for the client is not stalled: a person may take any time.
             let asked = self.entries.contains(key) && self.is_asked(key);
+            // Nor is what is in the middle of a frame, or behind one: that has a deadline of its own.
+            let speaks = self
+                .entries
+                .get(key)
+                .is_some_and(|e| self.is_in_frame(e.slot));
             let Some(entry) = self.entries.get_mut(key) else {
                 continue;
             };
             let slot = entry.slot;
-            let waits = asked || !entry.asked.is_empty() || entry.reopening.is_some();
+            let waits = asked || speaks || !entry.asked.is_empty() || entry.reopening.is_some();
             let Some(turn) = entry.turn.as_mut() else {
                 continue;
             };

@@ -33,6 +33,7 @@ mod sessions;
 mod sight;
 mod simulation;
 mod survivors;
+mod through;
 mod told;
 mod turns;
 mod vouching;

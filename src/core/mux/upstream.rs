@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Instant};
 
 use ahash::RandomState;
 
+use super::through::Through;
 use crate::core::{
     frame::{Cutter, FrameLimits},
     id::{BackendName, SessionId},
@@ -78,6 +79,8 @@ pub(super) struct Upstream {
     pub(super) idle_since: Option<Instant>,
     /// The start of a frame has come, and its end has not.
     pub(super) in_frame: bool,
+    /// That frame is taken as it arrives; mostly none is.
+    pub(super) through: Option<Box<Through>>,
     /// It was found to be silent; until it speaks again.
     pub(super) silent: bool,
     /// Calls that were answered by Taxiway: its own answer is swallowed.
@@ -89,7 +92,10 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn is_idle(&self) -> bool {
-        self.phase == Phase::Ready && self.calls == 0 && self.attached == 0
+        self.phase == Phase::Ready
+            && self.calls == 0
+            && self.attached == 0
+            && self.through.is_none()
     }
 
     /// Starts or stops the clock after which an unused connection is closed.
@@ -126,6 +132,7 @@ impl Upstreams {
             deadline: Some(deadline),
             idle_since: None,
             in_frame: false,
+            through: None,
             silent: false,
             given_up: HashMap::default(),
             recent: usize::MAX,

@@ -233,6 +233,39 @@ pub fn scan_backend(body: &[u8]) -> Result<Head, Reject> {
     }
 }
 
+/// What the first bytes of a backend's frame say of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opening {
+    /// An event of this session and this type. It ends with [`Opening::EVENT_END`].
+    Event {
+        /// As [`Head::session`].
+        session: Text,
+        /// As [`Head::event_type`].
+        event_type: Text,
+    },
+    /// The response of a call that succeeded. It ends with [`Opening::RESULT_END`].
+    Result {
+        /// As [`Head::id`].
+        id: Id,
+    },
+}
+
+impl Opening {
+    /// What closes event, params and frame.
+    pub const EVENT_END: &[u8] = b"}}}";
+    /// What closes the frame.
+    pub const RESULT_END: &[u8] = b"}";
+    /// No opening is longer than this.
+    pub const LONGEST: usize = 1024;
+}
+
+/// What a backend's frame is, of which only the beginning has come: for frames that are too large
+/// to be held. Says what [`scan_backend`] would say of the whole, and trusts what it has not seen as
+/// that does. None: not (yet) to be told.
+pub fn opening(start: &[u8]) -> Option<Opening> {
+    prefix::opening(&start[..start.len().min(Opening::LONGEST)])
+}
+
 /// A session's id that reads as it is written, so that it can be looked for in a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain<'a>(&'a [u8]);

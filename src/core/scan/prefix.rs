@@ -6,7 +6,7 @@
 
 use memchr::memchr2;
 
-use super::{Alike, Head, Id, Kind, Places, Span, Text};
+use super::{Alike, Head, Id, Kind, Opening, Places, Span, Text};
 
 /// Longest session id, event type or string id read here; longer ones take the general path.
 const LONGEST: usize = 256;
@@ -81,14 +81,8 @@ pub(super) fn event_of<'a>(body: &'a [u8], session: &[u8]) -> Option<(&'a [u8], 
 
 /// `{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"…","event":{"type":"…"…}}}`
 fn event(body: &[u8]) -> Option<Head> {
-    let (session, at) = text(body, OPENING.len() + EVENT.len())?;
-    let start = at + EVENT_TYPE.len();
-    if !body[at..].starts_with(EVENT_TYPE) {
-        return None;
-    }
-    let (event_type, at) = text(body, start)?;
-    // What may follow a member, and what must close event, params and frame.
-    if !matches!(body[at..], [b',' | b'}', ..]) || !body[at..].ends_with(b"}}}") {
+    let (session, event_type, at) = event_opening(body)?;
+    if !body[at..].ends_with(Opening::EVENT_END) {
         return None;
     }
     Some(Head {
@@ -103,34 +97,43 @@ fn event(body: &[u8]) -> Option<Head> {
     })
 }
 
-/// `{"jsonrpc":"2.0","id":N,"result":…}` and `{"jsonrpc":"2.0","id":N,"error":{…}}`
-fn response(body: &[u8]) -> Option<Head> {
-    let start = OPENING.len() + ID.len();
-    if !body[OPENING.len()..].starts_with(ID) {
+/// Session and type of the event that `body` begins with, and where it goes on.
+#[inline]
+fn event_opening(body: &[u8]) -> Option<(Text, Text, usize)> {
+    let (session, at) = text(body, OPENING.len() + EVENT.len())?;
+    let start = at + EVENT_TYPE.len();
+    if !body[at..].starts_with(EVENT_TYPE) {
         return None;
     }
-    let (id, at) = match body.get(start)? {
-        b'"' => {
-            let (text, at) = text(body, start + 1)?;
-            (Id::Str(text), at)
-        }
-        b'0'..=b'9' => integer(body, start)?,
-        _ => return None,
-    };
+    let (event_type, at) = text(body, start)?;
+    // What may follow a member.
+    matches!(body[at..], [b',' | b'}', ..]).then_some((session, event_type, at))
+}
+
+/// What begins as the frames do that [`head`] reads.
+pub(super) fn opening(start: &[u8]) -> Option<Opening> {
+    let rest = start.strip_prefix(OPENING)?;
+    if rest.starts_with(EVENT) {
+        let (session, event_type, _) = event_opening(start)?;
+        return Some(Opening::Event {
+            session,
+            event_type,
+        });
+    }
+    let (id, at) = response_opening(start)?;
+    let value = start[at..].strip_prefix(RESULT)?;
+    begins_value(value).then_some(Opening::Result { id })
+}
+
+/// `{"jsonrpc":"2.0","id":N,"result":…}` and `{"jsonrpc":"2.0","id":N,"error":{…}}`
+fn response(body: &[u8]) -> Option<Head> {
+    let (id, at) = response_opening(body)?;
     let rest = &body[at..];
     // The last brace closes the frame.
     let end = body.len() - 1;
     if rest.starts_with(RESULT) {
         let start = at + RESULT.len();
-        // What a value may begin with: the emitter writes no space.
-        let value = matches!(
-            body[start..],
-            [
-                b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n',
-                ..,
-                b'}'
-            ]
-        );
+        let value = matches!(body[start..], [_, .., b'}']) && begins_value(&body[start..]);
         return value.then(|| Head {
             id: Some(id),
             result: Some(Span::new(start, end)),
@@ -142,6 +145,35 @@ fn response(body: &[u8]) -> Option<Head> {
         error: Some(Span::new(at + ERROR.len() - 1, end)),
         ..empty(Kind::Error)
     })
+}
+
+/// The id of the response that `body` begins with, and where it goes on.
+#[inline]
+fn response_opening(body: &[u8]) -> Option<(Id, usize)> {
+    let start = OPENING.len() + ID.len();
+    if !body[OPENING.len()..].starts_with(ID) {
+        return None;
+    }
+    match body.get(start)? {
+        b'"' => {
+            let (text, at) = text(body, start + 1)?;
+            Some((Id::Str(text), at))
+        }
+        b'0'..=b'9' => integer(body, start),
+        _ => None,
+    }
+}
+
+/// What a value may begin with: the emitter writes no space.
+#[inline]
+fn begins_value(body: &[u8]) -> bool {
+    matches!(
+        body,
+        [
+            b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n',
+            ..
+        ]
+    )
 }
 
 /// A short string of printable ASCII without escapes, and where it goes on behind its quote.

@@ -127,6 +127,7 @@ pub(super) fn write_backend(event: &Event) {
         | Event::AuthenticationFailed { .. }
         | Event::Revoked { .. }
         | Event::UpstreamLost { .. }
+        | Event::FrameCut { .. }
         | Event::Placement { .. }
         | Event::Turn(_)
         | Event::ErrorAnswered { .. }

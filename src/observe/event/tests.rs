@@ -340,6 +340,13 @@ fn every_event() -> Vec<(Event, &'static str)> {
             },
             "connection",
         ),
+        (
+            Event::FrameCut {
+                connection,
+                backend: "cli-1".into(),
+            },
+            "backend",
+        ),
     ]
 }
 
@@ -462,6 +469,7 @@ fn each_event_moves_its_counter_once() {
         "taxiway_access_denied_total{reason=\"other_user\"} 1",
         "taxiway_frames_withheld_total{reason=\"not_attached\"} 1",
         "taxiway_limit_hits_total{limit=\"limits.frame\"} 1",
+        "taxiway_cut_frames_total 1",
         "taxiway_session_create_existing_total{action=\"resume\"} 1",
         "taxiway_session_not_found_total{reason=\"unknown\"} 1",
         "taxiway_failovers_total{result=\"fenced\"} 1",

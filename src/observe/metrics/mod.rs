@@ -64,6 +64,8 @@ pub struct Metrics {
     takeovers: Series<&'static str, IntCounter>,
     session_not_found: Series<&'static str, IntCounter>,
     frames_withheld: Series<&'static str, IntCounter>,
+    frames_cut: IntCounter,
+    buffered: IntGauge,
     session_create_existing: Series<&'static str, IntCounter>,
     sessions_stranded: IntGauge,
     turn_lock_wait: Histogram,
@@ -140,6 +142,8 @@ impl Metrics {
             takeovers: counter_series(r, &table::TAKEOVERS),
             session_not_found: counter_series(r, &table::SESSION_NOT_FOUND),
             frames_withheld: counter_series(r, &table::FRAMES_WITHHELD),
+            frames_cut: counters(r, &table::FRAMES_CUT).with_label_values::<&str>(&[]),
+            buffered: int_gauge(r, &table::BUFFERED),
             session_create_existing: counter_series(r, &table::SESSION_CREATE_EXISTING),
             sessions_stranded: int_gauge(r, &table::SESSIONS_STRANDED),
             turn_lock_wait: histogram(r, &table::TURN_LOCK_WAIT, TURN_BUCKETS),
@@ -325,6 +329,16 @@ impl Metrics {
     /// A frame was kept from a client. Counted by `Event::Withheld`.
     pub fn frame_withheld(&self, reason: &'static str) {
         self.frames_withheld.with(reason, IntCounter::inc);
+    }
+
+    /// A client was left in the middle of a frame. Counted by `Event::FrameCut`.
+    pub fn frame_cut(&self) {
+        self.frames_cut.inc();
+    }
+
+    /// So many bytes more wait in memory, or less.
+    pub fn buffered(&self, change: i64) {
+        self.buffered.add(change);
     }
 
     /// A call found no session. Counted by `Event::SessionNotFound`.

@@ -125,6 +125,12 @@ table! {
         "Frames of backends kept from a client that may not hear them: not_attached (about a \
          session that the client is not attached to), no_session (of a kind that may be about any \
          session, and names none).";
+    FRAMES_CUT: Counter "taxiway_cut_frames_total" []
+        "Client connections closed because a backend's connection ended in the middle of a large \
+         message of which the client had the beginning.";
+    BUFFERED: Gauge "taxiway_buffered_bytes" []
+        "What waits in memory for a client or a backend to take it, and what has come of large \
+         messages that are held until they are complete.";
     SESSION_CREATE_EXISTING: Counter "taxiway_session_create_existing_total" ["action"]
         "session.create calls on the id of a closed session that has a history, by what was done.";
     SESSIONS_STRANDED: Gauge "taxiway_sessions_stranded" []

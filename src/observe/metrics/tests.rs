@@ -32,6 +32,8 @@ fn everything(metrics: &Metrics) {
     metrics.limit_hit("limits.connections");
     metrics.session_not_found("unknown");
     metrics.frame_withheld("no_session");
+    metrics.frame_cut();
+    metrics.buffered(4096);
     metrics.session_create_existing("resume");
     metrics.sessions_stranded(5);
     metrics.pool_panic(true);

@@ -5,14 +5,14 @@
 use std::{cell::RefCell, collections::VecDeque};
 
 use super::Driver;
-use crate::core::mux::{Outbox, Output};
+use crate::core::mux::{OutboxMemory, Output};
 
 /// Things to do at a time that memory is kept for; few connections ever have more.
 const KEPT: usize = 64;
 
 #[derive(Default)]
 struct Lent {
-    out: Outbox,
+    out: OutboxMemory,
     outputs: VecDeque<Output>,
 }
 
@@ -24,21 +24,15 @@ impl Driver {
     /// Takes the thread's memory for one turn at the processor.
     pub(super) fn borrow_memory(&mut self) {
         let lent = LENT.take();
-        // What was wanted before the first turn stands in memory of its own.
-        if self.out.is_empty() {
-            self.out = lent.out;
-        }
+        self.out.lend(lent.out);
         self.mux.lend_outputs(lent.outputs);
     }
 
     /// Gives it back.
     pub(super) fn return_memory(&mut self) {
-        let mut lent = Lent::default();
-        if self.out.is_empty() {
-            lent.out = std::mem::take(&mut self.out);
-        }
-        lent.outputs = self.mux.return_outputs();
-        lent.outputs.shrink_to(KEPT);
-        LENT.set(lent);
+        let mut outputs = self.mux.return_outputs();
+        outputs.shrink_to(KEPT);
+        let out = self.out.return_memory();
+        LENT.set(Lent { out, outputs });
     }
 }

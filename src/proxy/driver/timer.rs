@@ -57,7 +57,7 @@ impl Driver {
             .upstreams
             .iter()
             .flatten()
-            .filter(|_| !self.client_is_full())
+            .filter(|u| !self.is_held_back(u.slot))
             .filter(|u| u.partial_since.is_some_and(|at| now >= at + patience))
             .map(|u| u.slot)
             .collect();
@@ -85,10 +85,10 @@ impl Driver {
         };
         sooner(self.client_out.stalled_since(), stall);
         // Backends are not read while the client takes nothing, so they cannot be late then.
-        let are_read = !self.client_is_full();
         for upstream in self.upstreams.iter().flatten() {
             sooner(upstream.output.stalled_since(), stall);
-            sooner(upstream.partial_since.filter(|_| are_read), patience);
+            let is_read = !self.is_held_back(upstream.slot);
+            sooner(upstream.partial_since.filter(|_| is_read), patience);
         }
         let next = next?;
         if next <= now {

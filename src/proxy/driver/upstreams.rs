@@ -131,24 +131,35 @@ impl Driver {
     ) -> bool {
         let mut progress = false;
         for at in 0..self.upstreams.len() {
-            if self.client_is_full() || self.closing.is_some() {
+            if self.client_holds_back() || self.closing.is_some() {
                 break;
             }
+            let passing = self.mux.passing();
             let Some(upstream) = &mut self.upstreams[at] else {
                 continue;
             };
             let slot = upstream.slot;
+            // A large frame of another backend passes: this one waits.
+            if passing.is_some_and(|passing| passing != slot) {
+                continue;
+            }
             if upstream.is_quiet || upstream.socket.poll_read_ready(task).is_pending() {
                 upstream.is_quiet = true;
                 continue;
             }
             let mut buffer = take_buffer();
             let kept = carry_over(&mut upstream.input, &mut buffer);
+            // Nothing is read behind a frame that is held for its size.
+            let room = if upstream.input.is_empty() {
+                usize::MAX
+            } else {
+                self.mux.missing(slot, upstream.input.len())
+            };
             let read = read(
                 &mut upstream.socket,
                 &mut upstream.input,
                 &mut buffer,
-                kept,
+                (kept, room),
                 task,
             );
             let (input, whole) = match read {
@@ -181,7 +192,8 @@ impl Driver {
             });
             if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {
                 keep_rest(&mut upstream.input, large, &buffer[..input], whole, used);
-                upstream.partial_since = (!upstream.input.is_empty()).then_some(now);
+                let is_within = !upstream.input.is_empty() || self.mux.is_within(slot);
+                upstream.partial_since = is_within.then_some(now);
             }
             give_back(buffer);
         }

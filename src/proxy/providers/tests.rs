@@ -164,6 +164,7 @@ fn rules() -> Rules {
                 header: 8192,
                 frame: 1 << 20,
             },
+            cut_through_min: 1 << 20,
             frame_timeout: 30 * second,
             handshake_timeout: 10 * second,
             calls: 100,

@@ -65,6 +65,11 @@ impl Raw {
         }
     }
 
+    /// What has been read and not given out, for who reads the stream by himself.
+    pub(crate) fn unread(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.read)
+    }
+
     /// Reads and throws away until the peer closes.
     pub(crate) async fn closed(&mut self) {
         while self.next().await.is_some() {}

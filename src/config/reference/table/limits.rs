@@ -1,6 +1,6 @@
 //! Keys of `[limits]`. What they mean together is checked elsewhere.
 
-use super::{Absent, HOUR, Key, Kind, Reload, at_most, key, ms, not_built, span};
+use super::{Absent, HOUR, Key, Kind, Reload, at_most, key, ms, span};
 
 pub(super) const KEYS: &[Key] = &[
     key(
@@ -22,6 +22,19 @@ pub(super) const KEYS: &[Key] = &[
         Absent::Value("8KiB"),
         Reload::NewConnections,
         "Largest block of header lines of a message.",
+    ),
+    key(
+        "cut_through_min",
+        Kind::Size {
+            min: 64 << 10,
+            max: 512 << 20,
+        },
+        Absent::Value("1MiB"),
+        Reload::Live,
+        "A larger message of a backend is passed on as it arrives, so that it costs no memory; \
+         the client hears nothing else meanwhile. Those that Taxiway reads (the answers to calls \
+         that open, change or leave a session, the ends of turns, requests) are held until they \
+         are complete, up to 512MiB.",
     ),
     key(
         "frame_timeout",
@@ -143,5 +156,4 @@ pub(super) const KEYS: &[Key] = &[
         "Bytes of calls of one user per second, up to a billion; `\"0B\"` = any number. One \
          frame of the largest size passes at once.",
     ),
-    not_built("cut_through_min", "forwarding of messages as they arrive"),
 ];

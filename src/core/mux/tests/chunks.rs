@@ -57,8 +57,13 @@ fn from_backend() -> Vec<u8> {
 }
 
 /// Feeds both in pieces of these sizes, over and over; everything that was written.
-fn outcome(client: &[u8], backend: &[u8], sizes: &[usize]) -> (Vec<String>, Vec<String>) {
+fn outcome(
+    (client, backend): (&[u8], &[u8]),
+    cut_through_min: usize,
+    sizes: &[usize],
+) -> (Vec<String>, Vec<String>) {
     let mut rig = Rig::new();
+    rig.settings.cut_through_min = cut_through_min;
     rig.open("s1", "a");
     rig.heard("a");
     let mut sizes = sizes.iter().copied().cycle();
@@ -88,10 +93,12 @@ proptest! {
     #[test]
     fn any_chunking_of_the_input_gives_the_same_output(
         sizes in proptest::collection::vec(prop_oneof![3 => 1usize..20, 1 => 1usize..2000], 1..40),
+        cut_through_min in prop_oneof![Just(usize::MAX), 0usize..300],
     ) {
         let (client, backend) = (from_client(), from_backend());
-        let whole = outcome(&client, &backend, &[usize::MAX]);
+        let both = (&client[..], &backend[..]);
+        let whole = outcome(both, usize::MAX, &[usize::MAX]);
         prop_assert!(whole.0.len() >= 12 && whole.1.len() >= 5, "{whole:#?}");
-        prop_assert_eq!(outcome(&client, &backend, &sizes), whole);
+        prop_assert_eq!(outcome(both, cut_through_min, &sizes), whole);
     }
 }

@@ -143,6 +143,10 @@ impl World {
         };
         world.rig.settings.calls = 16;
         world.rig.settings.sessions = 4;
+        if world.chance.percent(50) {
+            // Most answers and deltas pass in pieces, if they come in pieces.
+            world.rig.settings.cut_through_min = 32;
+        }
         world.plan(0, Act::Client);
         if world.chance.percent(40) {
             let at = world.chance.below(400_000);
