@@ -5,6 +5,7 @@
 mod stage;
 
 use stage::Stage;
+use taxiway::proxy::readbuf::{carry_over, give_back, keep_rest, take_buffer};
 
 fn allocations(work: impl FnOnce()) -> u64 {
     allocation_counter::measure(work).count_total
@@ -39,6 +40,55 @@ fn events_that_pass_allocate_nothing() {
     });
     assert_eq!(count, 0, "for 300 events");
     assert!(stage.written() >= 300 * 300, "they did pass");
+}
+
+/// Reads one piece as a connection does that has `tail` of a frame.
+fn read(stage: &mut Stage, tail: &mut Vec<u8>, piece: &[u8]) {
+    let mut buffer = take_buffer();
+    let kept = carry_over(tail, &mut buffer);
+    let end = kept + piece.len();
+    buffer[kept..end].copy_from_slice(piece);
+    let used = stage.backend_in_part(&buffer[..end]);
+    keep_rest(tail, Vec::new(), &buffer[..end], false, used);
+    give_back(buffer);
+}
+
+#[test]
+fn reads_that_end_in_a_frame_allocate_nothing_and_idle_connections_own_nothing() {
+    let mut wire = Vec::new();
+    for n in 0..200 {
+        let kind = ["assistant.message_delta", "tool.execution_start"][n % 2];
+        let event = String::from_utf8(stage::event(0, kind)).expect("text");
+        let pad = "x".repeat([0, 0, 0, 700, 5_000, 0, 30_000][n % 7]);
+        let body = event.split("\r\n\r\n").last().expect("a body");
+        wire.extend(stage::framed(&body.replace("w0 ", &pad)));
+    }
+    // Two connections of one thread, both in the middle of a frame most of the time.
+    let mut stages = [Stage::new(), Stage::new()];
+    let mut tails = [Vec::new(), Vec::new()];
+    let sizes = [100, 4_000, 37, 20_000, 1_500, 60_000, 1];
+    let mut tails_seen = 0;
+    let mut round = || {
+        let (mut at, mut n) = (0, 0);
+        while at < wire.len() {
+            let end = wire.len().min(at + sizes[n % sizes.len()]);
+            for (stage, tail) in stages.iter_mut().zip(&mut tails) {
+                read(stage, tail, &wire[at..end]);
+                tails_seen += usize::from(!tail.is_empty());
+            }
+            (at, n) = (end, n + 1);
+        }
+        assert!(
+            tails.iter().all(|tail| tail.capacity() == 0),
+            "all is used up"
+        );
+    };
+    for _ in 0..5 {
+        round();
+    }
+    let count = allocations(|| (0..20).for_each(|_| round()));
+    assert!(tails_seen > 1000, "{tails_seen} reads ended in a frame");
+    assert_eq!(count, 0, "for 8000 events");
 }
 
 #[test]

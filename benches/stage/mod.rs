@@ -140,15 +140,21 @@ impl Stage {
 
     /// The client writes.
     pub(crate) fn client(&mut self, input: &[u8]) {
-        self.step(input, |mux, cx, out| mux.handle_client(cx, input, out));
+        let used = self.step(input, |mux, cx, out| mux.handle_client(cx, input, out));
+        assert_eq!(used, input.len());
     }
 
     /// The backend writes.
     pub(crate) fn backend(&mut self, input: &[u8]) {
+        assert_eq!(self.backend_in_part(input), input.len());
+    }
+
+    /// The same, in the middle of a frame perhaps. Returns what was used up.
+    pub(crate) fn backend_in_part(&mut self, input: &[u8]) -> usize {
         let slot = self.slot.expect("connected");
         self.step(input, |mux, cx, out| {
             mux.handle_upstream(cx, slot, input, out)
-        });
+        })
     }
 
     /// Turns are asked for from now on, as connections do that share a store.
@@ -166,7 +172,7 @@ impl Stage {
         &mut self,
         input: &[u8],
         handle: impl FnOnce(&mut Mux, &Context<'_>, &mut Outbox) -> usize,
-    ) {
+    ) -> usize {
         let cx = Context {
             now: self.now,
             wall: SystemTime::UNIX_EPOCH,
@@ -175,7 +181,6 @@ impl Stage {
             commons: self.commons.as_ref(),
         };
         let used = handle(&mut self.mux, &cx, &mut self.out);
-        assert_eq!(used, input.len());
         for (dest, bytes) in self.out.iter(input) {
             black_box(dest);
             self.written += black_box(bytes).len();
@@ -207,6 +212,7 @@ impl Stage {
         }
         self.out.clear();
         black_box(self.mux.poll_timeout(&self.settings));
+        used
     }
 }
 

@@ -17,7 +17,7 @@ mod pacer;
 pub mod port;
 pub mod providers;
 pub mod quota;
-mod readbuf;
+pub mod readbuf;
 mod relay;
 mod services;
 mod sight;

@@ -1,9 +1,9 @@
 //! Where bytes are read to: one buffer that all connections of a thread share, so that an idle
 //! connection owns none. Only the start of a frame whose rest has not come stays with its
-//! connection.
+//! connection, in a buffer that its thread lends: where reads end costs no allocation.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     task::{Context as Task, Poll},
@@ -14,19 +14,24 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::transport::Stream;
 
 /// The shared read buffer of a thread.
-pub(super) const SCRATCH: usize = 128 * 1024;
+pub const SCRATCH: usize = 128 * 1024;
 
 /// The start of a frame up to this size is copied in front of the next read, so that the rest of
 /// the run still passes from the shared buffer.
-pub(super) const CARRY: usize = SCRATCH / 2;
+pub const CARRY: usize = SCRATCH / 2;
+
+/// Sizes of the buffers that are lent, and how many that came back a thread keeps of each: less than
+/// half a MiB in all.
+const LENT: [(usize, usize); 3] = [(1024, 64), (8 * 1024, 16), (CARRY, 4)];
 
 thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SHELF: RefCell<[Vec<Vec<u8>>; LENT.len()]> = const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
 /// Takes the thread's buffer for one read; [`give_back`] returns it.
-pub(super) fn take_buffer() -> Vec<u8> {
-    let mut buffer = BUFFER.with(|b| std::mem::take(&mut *b.borrow_mut()));
+pub fn take_buffer() -> Vec<u8> {
+    let mut buffer = BUFFER.take();
     if buffer.len() < SCRATCH {
         buffer.resize(SCRATCH, 0);
     }
@@ -34,32 +39,58 @@ pub(super) fn take_buffer() -> Vec<u8> {
 }
 
 /// Returns the thread's buffer.
-pub(super) fn give_back(buffer: Vec<u8>) {
-    BUFFER.with(|b| *b.borrow_mut() = buffer);
+pub fn give_back(buffer: Vec<u8>) {
+    BUFFER.set(buffer);
+}
+
+/// A copy of these bytes, in a lent buffer if they are few enough.
+fn lend(bytes: &[u8]) -> Vec<u8> {
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    let Some(class) = LENT.iter().position(|(size, _)| bytes.len() <= *size) else {
+        return bytes.to_vec();
+    };
+    let lent = SHELF.with_borrow_mut(|shelf| shelf[class].pop());
+    let mut lent = lent.unwrap_or_else(|| Vec::with_capacity(LENT[class].0));
+    lent.extend_from_slice(bytes);
+    lent
+}
+
+/// A lent buffer comes back.
+fn return_lent(mut lent: Vec<u8>) {
+    let class = LENT.iter().position(|(size, _)| lent.capacity() == *size);
+    let Some(class) = class else { return };
+    lent.clear();
+    SHELF.with_borrow_mut(|shelf| {
+        if shelf[class].len() < LENT[class].1 {
+            shelf[class].push(lent);
+        }
+    });
 }
 
 /// Moves the start of a frame in front of the shared buffer, if it is small. Returns its size
 /// there; 0 and a non-empty `input` mean that reading goes on in `input`.
-pub(super) fn carry_over(input: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
+pub fn carry_over(input: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
     let kept = input.len();
     if kept == 0 || kept > CARRY {
         return 0;
     }
     buffer[..kept].copy_from_slice(input);
-    *input = Vec::new();
+    return_lent(std::mem::take(input));
     kept
 }
 
 /// Nothing came: the start of the frame goes back to its connection.
-pub(super) fn restore(input: &mut Vec<u8>, kept: &[u8]) {
+pub fn restore(input: &mut Vec<u8>, kept: &[u8]) {
     if !kept.is_empty() {
-        input.extend_from_slice(kept);
+        *input = lend(kept);
     }
 }
 
 /// Reads once, behind `kept` bytes of the shared buffer, or at most `room` bytes to the end of
 /// `input` if a large frame gathers there.
-pub(super) fn read(
+pub fn read(
     socket: &mut Stream,
     input: &mut Vec<u8>,
     buffer: &mut [u8],
@@ -84,16 +115,10 @@ pub(super) fn read(
 }
 
 /// What was not used up waits with its connection for the rest of its frame.
-pub(super) fn keep_rest(
-    input: &mut Vec<u8>,
-    large: Vec<u8>,
-    shared: &[u8],
-    whole: bool,
-    used: usize,
-) {
+pub fn keep_rest(input: &mut Vec<u8>, large: Vec<u8>, shared: &[u8], whole: bool, used: usize) {
     *input = match (whole, used) {
         (true, 0) => large,
-        (true, used) => large[used..].to_vec(),
-        (false, used) => shared[used..].to_vec(),
+        (true, used) => lend(&large[used..]),
+        (false, used) => lend(&shared[used..]),
     };
 }
