@@ -92,6 +92,27 @@ scenario("a dropped connection frees its session and tool names", async (kit) =>
   assert.deepEqual(told(id), ["[[say one]]", "[[say two]]"]);
 });
 
+scenario("a history of several MB is the one that its CLI has, whole", async (kit) => {
+  const client = await kit.raw();
+  const id = newId("large");
+  const text = "0123456789abcdef ".repeat(80_000);
+  await client.call("session.create", params(id));
+  for (const word of ["one", "two"]) {
+    await client.call("session.send", {
+      sessionId: id, prompt: `[[say ${word}]] ${text}`, wait: true,
+    });
+  }
+  const [owner] = await owners(id);
+  const direct = await kit.raw(pool.clis.find(({ name }) => name === owner).port);
+  const [ours, theirs] = await Promise.all([client, direct].map((side) =>
+    within("history", 30_000, side.call("session.getMessages", { sessionId: id }))));
+  assert.ok(JSON.stringify(ours).length > 2_500_000, `${JSON.stringify(ours).length}`);
+  assert.deepEqual(ours, theirs);
+  // What comes behind it is read from where it ends.
+  assert.equal((await client.call("ping", { message: "m" })).message, "pong: m");
+  await client.call("session.send", { sessionId: id, prompt: "[[say three]]", wait: true });
+});
+
 scenario("destroy, detach and close answer as the CLI does", async (kit) => {
   const client = await kit.raw();
   const id = newId("leave");
