@@ -104,6 +104,8 @@ pub struct Driver {
     /// asked last; what comes later wakes the task.
     client_is_quiet: bool,
     upstreams: Vec<Option<Upstream>>,
+    /// The one that is read first next time: where the client was full last.
+    first_read: usize,
     work: FuturesUnordered<Boxed<Done>>,
     mailbox: Arc<Mailbox>,
     sleep: Pin<Box<Sleep>>,
@@ -166,6 +168,7 @@ impl Driver {
             client_is_new: true,
             client_is_quiet: false,
             upstreams: Vec::new(),
+            first_read: 0,
             work: FuturesUnordered::new(),
             mailbox,
             sleep: Box::pin(tokio::time::sleep_until(now.into())),

@@ -253,6 +253,50 @@ mod tests {
         assert!(short >= 7, "{short} recorded frames took the short cut");
     }
 
+    /// Of every beginning of a frame, and of damaged ones: what is said of it is true of the whole.
+    #[test]
+    fn an_opening_says_what_the_whole_is() {
+        let (mut events, mut results) = (0, 0);
+        for line in include_str!("../../../tests/golden/from_backends.jsonl").lines() {
+            let whole = scan_backend(line.as_bytes()).expect("a frame");
+            for end in 0..=line.len() {
+                match opening(&line.as_bytes()[..end]) {
+                    None => {}
+                    Some(Opening::Event {
+                        session,
+                        event_type,
+                    }) => {
+                        assert_eq!(whole.session, Some(session), "{line}");
+                        assert_eq!(whole.event_type, Some(event_type), "{line}");
+                        assert!(line.as_bytes().ends_with(Opening::EVENT_END));
+                        events += 1;
+                    }
+                    Some(Opening::Result { id }) => {
+                        assert_eq!((whole.kind, whole.id), (Kind::Result, Some(id)), "{line}");
+                        assert!(line.as_bytes().ends_with(Opening::RESULT_END));
+                        results += 1;
+                    }
+                }
+            }
+        }
+        assert!(events > 100 && results > 50, "{events} {results}");
+        let long = format!(
+            "{}\"{}",
+            r#"{"jsonrpc":"2.0","id":"#,
+            "7".repeat(LONGEST + 1)
+        );
+        for start in [
+            r#"{"jsonrpc":"2.0","id":1,"error":{"code":1"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":"#,
+            r#"{"jsonrpc":"2.0","id":1,"result": {"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"hooks.invoke""#,
+            r#"{"jsonrpc":"2.0","id":12"#,
+            &long,
+        ] {
+            assert_eq!(opening(start.as_bytes()), None, "{start}");
+        }
+    }
+
     /// Reads an event by its session as `head` reads it, from a body and every damaged copy of it.
     #[test]
     fn a_run_is_read_as_its_heads_are() {

@@ -130,8 +130,11 @@ impl Driver {
         task: &mut Task<'_>,
     ) -> bool {
         let mut progress = false;
-        for at in 0..self.upstreams.len() {
+        let count = self.upstreams.len();
+        for nth in 0..count {
+            let at = (self.first_read + nth) % count;
             if self.client_holds_back() || self.closing.is_some() {
+                self.first_read = at;
                 break;
             }
             let passing = self.mux.passing();
@@ -139,8 +142,9 @@ impl Driver {
                 continue;
             };
             let slot = upstream.slot;
-            // A large frame of another backend passes: this one waits.
+            // A large frame of another backend passes: this one waits, and is not late meanwhile.
             if passing.is_some_and(|passing| passing != slot) {
+                upstream.partial_since = upstream.partial_since.map(|_| now);
                 continue;
             }
             if upstream.is_quiet || upstream.socket.poll_read_ready(task).is_pending() {
