@@ -1,9 +1,9 @@
-//! Where bytes are read to: one buffer that all connections of a thread share, so that an idle
-//! connection owns none. Only the start of a frame whose rest has not come stays with its
-//! connection, in a buffer that its thread lends: where reads end costs no allocation.
+//! Reading frames into the buffer that all connections of a thread share. Only the start of a frame
+//! whose rest has not come stays with its connection, in a buffer that its thread lends: where reads
+//! end costs no allocation.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     io,
     pin::Pin,
     task::{Context as Task, Poll},
@@ -12,9 +12,7 @@ use std::{
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::transport::Stream;
-
-/// The shared read buffer of a thread.
-pub const SCRATCH: usize = 128 * 1024;
+pub use crate::transport::scratch::{SIZE as SCRATCH, give_back, take as take_buffer};
 
 /// The start of a frame up to this size is copied in front of the next read, so that the rest of
 /// the run still passes from the shared buffer.
@@ -25,22 +23,7 @@ pub const CARRY: usize = SCRATCH / 2;
 const LENT: [(usize, usize); 3] = [(1024, 64), (8 * 1024, 16), (CARRY, 4)];
 
 thread_local! {
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static SHELF: RefCell<[Vec<Vec<u8>>; LENT.len()]> = const { RefCell::new([const { Vec::new() }; 3]) };
-}
-
-/// Takes the thread's buffer for one read; [`give_back`] returns it.
-pub fn take_buffer() -> Vec<u8> {
-    let mut buffer = BUFFER.take();
-    if buffer.len() < SCRATCH {
-        buffer.resize(SCRATCH, 0);
-    }
-    buffer
-}
-
-/// Returns the thread's buffer.
-pub fn give_back(buffer: Vec<u8>) {
-    BUFFER.set(buffer);
 }
 
 /// A copy of these bytes, in a lent buffer if they are few enough.

@@ -6,6 +6,7 @@
 mod credentials;
 mod dial;
 mod fault;
+pub mod scratch;
 mod splice;
 mod stream;
 #[cfg(test)]

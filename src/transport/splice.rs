@@ -14,13 +14,13 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::stream::Stream;
+use super::{scratch, stream::Stream};
 
-/// Size of each direction's buffer, which is there only while bytes wait.
-const BUFFER: usize = 16 * 1024;
+/// What a direction reads before it writes, at most; and so what waits for a side that takes none.
+const CHUNK: usize = 64 * 1024;
 
-/// Rounds of one direction before others get their turn.
-const ROUNDS: usize = 16;
+/// Chunks of one direction before others get their turn.
+const ROUNDS: usize = 4;
 
 /// Which direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,7 +45,7 @@ pub enum Halt {
 }
 
 /// Joins them until both have ended; the end of one is passed on, and what the other still has to
-/// say is waited for. `passed` hears of every read.
+/// say is waited for. `passed` hears of what was read at each wake-up.
 ///
 /// # Errors
 /// See [`Halt`].
@@ -57,8 +57,14 @@ pub async fn splice(
 ) -> Result<(), Halt> {
     let (mut forth, mut back) = (Direction::default(), Direction::default());
     std::future::poll_fn(|task| {
-        let up = forth.poll(first, second, stall, task, |n| passed(Leg::Forth, n));
-        let down = back.poll(second, first, stall, task, |n| passed(Leg::Back, n));
+        let up = forth.poll(first, second, stall, task);
+        let down = back.poll(second, first, stall, task);
+        for (leg, direction) in [(Leg::Forth, &mut forth), (Leg::Back, &mut back)] {
+            let n = std::mem::take(&mut direction.passed);
+            if n > 0 {
+                passed(leg, n);
+            }
+        }
         match (up, down) {
             (Poll::Ready(Err(end)), _) => Poll::Ready(Err(match end {
                 End::From(error) => Halt::First(error),
@@ -84,24 +90,28 @@ enum End {
 }
 
 /// Where a direction is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Debug, Default)]
 enum Phase {
     /// Bytes may come.
     #[default]
     Open,
     /// None come any more; the other side is being told.
     Ending,
-    /// It knows.
+    /// It broke; what came before is still to be passed on.
+    Broken(io::Error),
+    /// The other side knows.
     Ended,
 }
 
 #[derive(Default)]
 struct Direction {
     phase: Phase,
-    /// Empty unless bytes wait or are being read.
-    buffer: Vec<u8>,
+    /// What a write did not take.
+    rest: Vec<u8>,
+    /// How much of `rest` has been taken since.
     start: usize,
-    end: usize,
+    /// Bytes read since it was asked last.
+    passed: u64,
     /// Runs while the other side takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -113,15 +123,20 @@ impl Direction {
         to: &mut Stream,
         stall: Duration,
         task: &mut Context<'_>,
-        passed: impl Fn(u64),
     ) -> Poll<Result<(), End>> {
         for _ in 0..ROUNDS {
-            match self.step(from, to, task, &passed) {
+            match self.step(from, to, task) {
                 Step::Went => self.stalled = None,
                 Step::Failed(end) => return Poll::Ready(Err(end)),
                 Step::Done => return Poll::Ready(Ok(())),
-                Step::WaitsForBytes => return Poll::Pending,
-                Step::WaitsForRoom => {
+                Step::WaitsForBytes => {
+                    self.stalled = None;
+                    return Poll::Pending;
+                }
+                Step::WaitsForRoom { took } => {
+                    if took {
+                        self.stalled = None;
+                    }
                     let timer = self.stalled.get_or_insert_with(|| {
                         Box::pin(tokio::time::sleep_until(Instant::now() + stall))
                     });
@@ -134,74 +149,110 @@ impl Direction {
         Poll::Pending
     }
 
-    fn step(
-        &mut self,
-        from: &mut Stream,
-        to: &mut Stream,
-        task: &mut Context<'_>,
-        passed: &impl Fn(u64),
-    ) -> Step {
-        if self.start < self.end {
-            let rest = &self.buffer[self.start..self.end];
-            return match Pin::new(&mut *to).poll_write(task, rest) {
-                Poll::Pending => Step::WaitsForRoom,
-                Poll::Ready(Ok(0)) => Step::Failed(End::To(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => {
-                    self.start += n;
-                    Step::Went
+    /// Passes on what waits, then a chunk of what has come.
+    fn step(&mut self, from: &mut Stream, to: &mut Stream, task: &mut Context<'_>) -> Step {
+        let before = self.start;
+        if self.start < self.rest.len() {
+            let written = write(to, &self.rest[self.start..], task);
+            self.start += written.count;
+            match written.then {
+                Then::Went => (self.rest, self.start) = (Vec::new(), 0),
+                Then::Waits => {
+                    let took = self.start > before;
+                    return Step::WaitsForRoom { took };
                 }
-                Poll::Ready(Err(error)) => Step::Failed(End::To(error)),
-            };
+                Then::Failed(error) => return Step::Failed(End::To(error)),
+            }
         }
         if to.holds_unsent() {
             match Pin::new(&mut *to).poll_flush(task) {
-                Poll::Pending => return Step::WaitsForRoom,
+                Poll::Pending => return Step::WaitsForRoom { took: false },
                 Poll::Ready(Err(error)) => return Step::Failed(End::To(error)),
                 Poll::Ready(Ok(())) => {}
             }
         }
-        match self.phase {
-            Phase::Ended => return Step::Done,
+        match std::mem::take(&mut self.phase) {
+            Phase::Open => self.pass(from, to, task),
+            Phase::Broken(error) => Step::Failed(End::From(error)),
+            Phase::Ended => {
+                self.phase = Phase::Ended;
+                Step::Done
+            }
             Phase::Ending => {
-                return match Pin::new(to).poll_shutdown(task) {
-                    Poll::Pending => Step::WaitsForRoom,
+                self.phase = Phase::Ending;
+                match Pin::new(to).poll_shutdown(task) {
+                    Poll::Pending => return Step::WaitsForRoom { took: false },
                     // One that is gone already needs not be told.
-                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::NotConnected => {
-                        self.phase = Phase::Ended;
-                        Step::Went
-                    }
-                    Poll::Ready(Err(error)) => Step::Failed(End::To(error)),
-                    Poll::Ready(Ok(())) => {
-                        self.phase = Phase::Ended;
-                        Step::Went
-                    }
-                };
-            }
-            Phase::Open => {}
-        }
-        if from.poll_read_ready(task).is_pending() {
-            self.buffer = Vec::new();
-            return Step::WaitsForBytes;
-        }
-        self.buffer.resize(BUFFER, 0);
-        let mut space = ReadBuf::new(&mut self.buffer);
-        match Pin::new(from).poll_read(task, &mut space) {
-            Poll::Pending => {
-                self.buffer = Vec::new();
-                Step::WaitsForBytes
-            }
-            Poll::Ready(Err(error)) => Step::Failed(End::From(error)),
-            Poll::Ready(Ok(())) => {
-                let n = space.filled().len();
-                (self.start, self.end) = (0, n);
-                if n == 0 {
-                    self.buffer = Vec::new();
-                    self.phase = Phase::Ending;
-                } else {
-                    passed(n as u64);
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::NotConnected => {}
+                    Poll::Ready(Err(error)) => return Step::Failed(End::To(error)),
+                    Poll::Ready(Ok(())) => {}
                 }
+                self.phase = Phase::Ended;
                 Step::Went
             }
+        }
+    }
+
+    /// Reads a chunk into the thread's buffer and writes it. Only what is not taken is copied.
+    fn pass(&mut self, from: &mut Stream, to: &mut Stream, task: &mut Context<'_>) -> Step {
+        if from.poll_read_ready(task).is_pending() {
+            return Step::WaitsForBytes;
+        }
+        let mut buffer = scratch::take();
+        let step = self.pass_by(&mut buffer[..CHUNK], from, to, task);
+        scratch::give_back(buffer);
+        step
+    }
+
+    fn pass_by(
+        &mut self,
+        buffer: &mut [u8],
+        from: &mut Stream,
+        to: &mut Stream,
+        task: &mut Context<'_>,
+    ) -> Step {
+        let size = buffer.len();
+        let mut space = ReadBuf::new(buffer);
+        // TLS gives a record at a time. Of a plain connection that had less than there was room
+        // for, it is known without a call that it has nothing more.
+        let drained = loop {
+            let before = space.filled().len();
+            if before == size {
+                break false;
+            }
+            match Pin::new(&mut *from).poll_read(task, &mut space) {
+                Poll::Pending => break true,
+                Poll::Ready(Err(error)) => {
+                    self.phase = Phase::Broken(error);
+                    break false;
+                }
+                Poll::Ready(Ok(())) if space.filled().len() == before => {
+                    self.phase = Phase::Ending;
+                    break false;
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+        };
+        let bytes = space.filled();
+        self.passed += bytes.len() as u64;
+        if !bytes.is_empty() {
+            let written = write(to, bytes, task);
+            match written.then {
+                Then::Went => {}
+                Then::Waits => {
+                    self.rest = bytes[written.count..].to_vec();
+                    return Step::WaitsForRoom { took: true };
+                }
+                Then::Failed(error) => return Step::Failed(End::To(error)),
+            }
+            if to.holds_unsent() {
+                // The next step gives it to the system, or finds that it waits.
+                return Step::Went;
+            }
+        }
+        match drained {
+            true => Step::WaitsForBytes,
+            false => Step::Went,
         }
     }
 }
@@ -209,7 +260,40 @@ impl Direction {
 enum Step {
     Went,
     WaitsForBytes,
-    WaitsForRoom,
+    /// Whether the other side has taken something since the last step.
+    WaitsForRoom {
+        took: bool,
+    },
     Done,
     Failed(End),
+}
+
+/// How far a write came.
+struct Written {
+    count: usize,
+    then: Then,
+}
+
+enum Then {
+    /// All of it.
+    Went,
+    /// The task is woken when there is room for more.
+    Waits,
+    Failed(io::Error),
+}
+
+fn write(to: &mut Stream, bytes: &[u8], task: &mut Context<'_>) -> Written {
+    let mut count = 0;
+    let then = loop {
+        if count == bytes.len() {
+            break Then::Went;
+        }
+        match Pin::new(&mut *to).poll_write(task, &bytes[count..]) {
+            Poll::Pending => break Then::Waits,
+            Poll::Ready(Ok(0)) => break Then::Failed(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(n)) => count += n,
+            Poll::Ready(Err(error)) => break Then::Failed(error),
+        }
+    };
+    Written { count, then }
 }
