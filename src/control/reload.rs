@@ -7,19 +7,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use notify::{RecommendedWatcher, RecursiveMode};
-use notify_debouncer_full::{DebounceEventResult, Debouncer, NoCache, new_debouncer_opt};
+use futures_util::FutureExt;
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
+
+/// Quiet times that a burst may take: a directory in which somebody writes all the time is looked at,
+/// too.
+const BURST: usize = 5;
 
 /// How quickly changes are told.
 #[derive(Clone, Copy, Debug)]
@@ -53,16 +61,15 @@ impl FileWatch {
     pub fn start(files: impl IntoIterator<Item = PathBuf>, pace: Pace) -> io::Result<Self> {
         let files: BTreeSet<PathBuf> = files.into_iter().collect();
         let seen = look(&files);
-        let events = Arc::new(Notify::new());
-        let ring = events.clone();
-        let debouncer = new_debouncer_opt::<_, RecommendedWatcher, NoCache>(
-            pace.debounce,
-            None,
+        let bell = Arc::new(Bell::default());
+        let told = bell.clone();
+        // Its thread sleeps until the system tells something: nothing wakes up while nothing happens.
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Errors of the watch are a reason to look as well.
-            move |_: DebounceEventResult| ring.notify_one(),
-            NoCache::new(),
-            notify::Config::default(),
-        )
+            if event.map_or(true, |event| told.concerns(&event)) {
+                told.rung.notify_one();
+            }
+        })
         .map_err(io::Error::other)?;
         let (publish, changes) = watch::channel(0);
         let (send_files, follow) = watch::channel(files);
@@ -70,8 +77,8 @@ impl FileWatch {
             files: follow,
             seen,
             watched: BTreeSet::new(),
-            debouncer,
-            events,
+            watcher,
+            bell,
             publish,
             pace,
         };
@@ -122,12 +129,36 @@ struct Print {
     changed: (i64, i64),
 }
 
+/// What the watch's thread shares with the task.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Notify,
+    /// What files and the links to them are called. A log or a database that is written beside them
+    /// all the time is nobody's concern.
+    names: Mutex<BTreeSet<OsString>>,
+}
+
+impl Bell {
+    fn names(&self) -> MutexGuard<'_, BTreeSet<OsString>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn concerns(&self, event: &notify::Event) -> bool {
+        if !may_change(event.kind) {
+            return false;
+        }
+        let names = self.names();
+        let mut changed = event.paths.iter().filter_map(|path| path.file_name());
+        event.paths.is_empty() || changed.any(|name| names.contains(name))
+    }
+}
+
 struct LookRound {
     files: watch::Receiver<BTreeSet<PathBuf>>,
     seen: BTreeMap<PathBuf, Option<Print>>,
     watched: BTreeSet<Directory>,
-    debouncer: Debouncer<RecommendedWatcher, NoCache>,
-    events: Arc<Notify>,
+    watcher: RecommendedWatcher,
+    bell: Arc<Bell>,
     publish: watch::Sender<u64>,
     pace: Pace,
 }
@@ -136,7 +167,7 @@ impl LookRound {
     async fn run(mut self) {
         loop {
             tokio::select! {
-                () = self.events.notified() => {}
+                () = self.bell.rung.notified() => self.burst().await,
                 () = tokio::time::sleep(self.pace.look_round) => {}
                 changed = self.files.changed() => {
                     if changed.is_err() {
@@ -162,16 +193,30 @@ impl LookRound {
         }
     }
 
+    /// Until it has been quiet for a while.
+    async fn burst(&self) {
+        for _ in 0..BURST {
+            tokio::time::sleep(self.pace.debounce).await;
+            if self.bell.rung.notified().now_or_never().is_none() {
+                return;
+            }
+        }
+    }
+
     fn watch_directories(&mut self) {
-        let wanted: BTreeSet<Directory> = self
-            .files
-            .borrow()
+        let mut names = BTreeSet::new();
+        let mut wanted = BTreeSet::new();
+        for file in &*self.files.borrow() {
+            wanted.extend(directories(file, &mut names));
+        }
+        let own = wanted
             .iter()
-            .flat_map(|file| directories(file))
-            .collect();
+            .filter_map(|dir: &Directory| dir.path.file_name());
+        names.extend(own.map(OsString::from));
+        *self.bell.names() = names;
         for gone in self.watched.difference(&wanted) {
             // Gone from the disk as well, perhaps.
-            let _unknown = self.debouncer.unwatch(&gone.path);
+            let _unknown = self.watcher.unwatch(&gone.path);
         }
         // One that cannot be watched now is tried again at each look.
         self.watched = wanted
@@ -179,11 +224,23 @@ impl LookRound {
             .filter(|dir| {
                 self.watched.contains(dir)
                     || self
-                        .debouncer
+                        .watcher
                         .watch(&dir.path, RecursiveMode::NonRecursive)
                         .is_ok()
             })
             .collect();
+    }
+}
+
+/// Whether a file may be another one after it. Reading is none: Taxiway does that itself.
+fn may_change(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
     }
 }
 
@@ -210,12 +267,13 @@ impl Directory {
 }
 
 /// The directories in which a change can mean another content of `file`: its own, and those of
-/// everything that links lead through.
-fn directories(file: &Path) -> BTreeSet<Directory> {
+/// everything that links lead through. What changes there is added to `names`.
+fn directories(file: &Path, names: &mut BTreeSet<OsString>) -> BTreeSet<Directory> {
     let mut found = BTreeSet::new();
     let mut at = file.to_owned();
     // As many links as Linux follows.
     for _ in 0..40 {
+        names.extend(at.file_name().map(OsString::from));
         let Some(parent) = at.parent() else { break };
         let parent = if parent.as_os_str().is_empty() {
             Path::new(".")
@@ -225,6 +283,7 @@ fn directories(file: &Path) -> BTreeSet<Directory> {
         found.extend(Directory::at(parent));
         // The directory may be a link itself: `..data` in a mounted ConfigMap.
         if parent.is_symlink() {
+            names.extend(parent.file_name().map(OsString::from));
             found.extend(parent.parent().and_then(Directory::at));
         }
         match fs::read_link(&at) {
@@ -327,6 +386,23 @@ mod tests {
         bench.expect_change("appended").await;
         fs::write(bench.path("other"), "22").unwrap();
         bench.expect_quiet("a neighbour").await;
+    }
+
+    /// The store's database may stand beside the configuration, and is written all the time.
+    #[tokio::test]
+    async fn nobody_looks_because_of_a_neighbour() {
+        let bench = Bench::start(dir_with(&["taxiway.toml"]), &["taxiway.toml"], NEVER);
+        let bell = Bell::default();
+        let mut names = BTreeSet::new();
+        directories(&bench.path("taxiway.toml"), &mut names);
+        *bell.names() = names;
+        let event = |kind, name: &str| notify::Event::new(kind).add_path(bench.path(name));
+        let written = EventKind::Modify(notify::event::ModifyKind::Any);
+        let read = EventKind::Access(AccessKind::Open(AccessMode::Any));
+        assert!(bell.concerns(&event(written, "taxiway.toml")));
+        assert!(!bell.concerns(&event(read, "taxiway.toml")));
+        assert!(!bell.concerns(&event(written, "taxiway.db")));
+        assert!(bell.concerns(&notify::Event::new(EventKind::Other)));
     }
 
     #[tokio::test]

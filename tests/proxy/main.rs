@@ -38,6 +38,7 @@ mod pressure;
 mod relay;
 mod released;
 mod reload;
+mod rest;
 mod secrets;
 mod stop;
 mod store;
