@@ -11,6 +11,7 @@ use std::{
 
 use ahash::RandomState;
 
+use self::{passing::Passing, table::Sessions};
 use super::{
     balance::Load,
     id::{BackendName, ConnectionId, SessionId},
@@ -51,7 +52,7 @@ pub enum Standing {
 }
 
 /// A client connection that holds a session, and since when.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Holder {
     connection: ConnectionId,
     claimed: Instant,
@@ -60,31 +61,19 @@ struct Holder {
     parked: bool,
 }
 
-/// What is known of one session.
+/// What is known of one session. There may be a million, nearly all of them closed: what is true of
+/// few at a time stands in a box.
 #[derive(Debug)]
 struct Record {
-    /// The backend that has it open, and the client connections that hold it. There is no owner
-    /// without holders, unless it is being moved; holders without an owner wait for the session to be opened again.
-    owner: Option<BackendName>,
-    holders: Vec<Holder>,
-    /// All holders left while this backend was silent: it may have it open until it says no, or
-    /// is gone.
-    maybe_open_at: Option<BackendName>,
     /// Sticky only: the backend whose disk has it.
     home: Option<BackendName>,
-    /// It has had a turn, so `events.jsonl` exists and `session.create` would start an empty
-    /// history over it (PROTOCOL: create on an existing id).
-    has_history: bool,
-    /// The connection whose turn is running: the one that reports it.
-    turn: Option<ConnectionId>,
-    /// Stands for the event that ended the turn reported last.
-    reported: Option<u64>,
-    deleted_at: Option<Instant>,
     /// Whose it is; until the tombstone is over, too.
     person: Option<Arc<Person>>,
     last_use: Instant,
-    /// It is being closed where it is, to be opened elsewhere or later: nobody may open it now.
-    moving: bool,
+    now: Passing,
+    /// It has had a turn, so `events.jsonl` exists and `session.create` would start an empty
+    /// history over it (PROTOCOL: create on an existing id).
+    has_history: bool,
     /// It is in [`Directory::dirty`].
     dirty: bool,
 }
@@ -111,33 +100,43 @@ pub struct Saved {
 impl Record {
     fn new(now: Instant) -> Self {
         Self {
-            owner: None,
-            holders: Vec::new(),
-            maybe_open_at: None,
             home: None,
-            has_history: false,
-            turn: None,
-            reported: None,
-            deleted_at: None,
             person: None,
             last_use: now,
-            moving: false,
+            now: Passing::default(),
+            has_history: false,
             dirty: false,
         }
     }
 
+    /// What `holder` is to it.
+    fn held_by(&mut self, holder: ConnectionId) -> Option<&mut Holder> {
+        if self.now.holders.is_empty() {
+            // Not even a look is to make a moment of it.
+            return None;
+        }
+        let mut holders = self.now.holders.iter_mut();
+        holders.find(|h| h.connection == holder)
+    }
+
     /// Whether no connection hears the session any more, or is about to, although some hold it.
     fn is_adrift(&self) -> bool {
-        !self.holders.is_empty() && self.holders.iter().all(|h| h.standing == Standing::Lost)
+        !self.now.holders.is_empty()
+            && self
+                .now
+                .holders
+                .iter()
+                .all(|h| h.standing == Standing::Lost)
     }
 
     /// Whether somebody holds it, or it is still being closed.
     fn is_open(&self) -> bool {
-        !self.holders.is_empty() || self.moving
+        !self.now.holders.is_empty() || self.now.moving
     }
 
     fn is_deleted(&self, now: Instant) -> bool {
-        self.deleted_at
+        self.now
+            .deleted_at
             .is_some_and(|at| now.saturating_duration_since(at) < TOMBSTONE)
     }
 }
@@ -184,7 +183,7 @@ pub enum Claim {
 #[derive(Debug)]
 pub struct Directory {
     mode: Mode,
-    sessions: HashMap<SessionId, Record, RandomState>,
+    sessions: Sessions,
     /// Every session once, roughly by age: where eviction looks first.
     ages: VecDeque<SessionId>,
     limit: usize,
@@ -211,6 +210,7 @@ pub struct Directory {
     /// Another process decides who owns what.
     follows: bool,
     persons: persons::Persons,
+    names: names::Names,
 }
 
 impl Directory {
@@ -218,7 +218,7 @@ impl Directory {
     pub fn new(mode: Mode, limit: usize) -> Self {
         Self {
             mode,
-            sessions: HashMap::default(),
+            sessions: Sessions::default(),
             ages: VecDeque::new(),
             limit: limit.max(1),
             loads: HashMap::default(),
@@ -234,6 +234,7 @@ impl Directory {
             news: None,
             follows: false,
             persons: persons::Persons::default(),
+            names: names::Names::default(),
         }
     }
 
@@ -249,16 +250,21 @@ impl Directory {
         self.sessions
             .get(session)
             .map_or_else(Known::default, |r| Known {
-                owner: r.owner.clone(),
-                maybe_open_at: r.maybe_open_at.clone(),
+                owner: r.now.owner.clone(),
+                maybe_open_at: r.now.maybe_open_at.clone(),
                 home: r.home.clone(),
                 has_history: r.has_history,
                 deleted: r.is_deleted(now),
-                holders: r.holders.len(),
-                in_turn: r.turn.is_some(),
+                holders: r.now.holders.len(),
+                in_turn: r.now.turn.is_some(),
                 adrift: r.is_adrift(),
-                parked: r.holders.iter().find(|h| h.parked).map(|h| h.connection),
-                moving: r.moving,
+                parked: r
+                    .now
+                    .holders
+                    .iter()
+                    .find(|h| h.parked)
+                    .map(|h| h.connection),
+                moving: r.now.moving,
                 person: r.person(now).cloned(),
             })
     }
@@ -333,35 +339,39 @@ impl Directory {
         holder: ConnectionId,
     ) -> Claim {
         let record = self.entry(now, session);
-        if record.moving {
+        if record.now.moving {
             return Claim::Moving;
         }
-        if record.deleted_at.is_some() {
+        if record.now.deleted_at.is_some() {
             // What is created under the id of one that is long gone is another session.
             record.person = record.person(now).cloned();
-            record.deleted_at = None;
+            record.now.deleted_at = None;
         }
-        let (answer, at) = match &record.owner {
+        let (answer, at) = match &record.now.owner {
             Some(owner) if owner != want => (Claim::OwnedBy(owner.clone()), owner.clone()),
             Some(owner) => (Claim::Granted, owner.clone()),
             None => (Claim::Granted, want.clone()),
         };
-        let opened = record.owner.is_none();
-        record.owner = Some(at.clone());
-        record.maybe_open_at = None;
-        match record.holders.iter_mut().find(|h| h.connection == holder) {
+        let opened = record.now.owner.is_none();
+        record.now.owner = Some(at.clone());
+        record.now.maybe_open_at = None;
+        match record.held_by(holder) {
             Some(holder) => {
                 holder.claimed = now;
                 if holder.standing == Standing::Lost {
                     holder.standing = Standing::Attaching;
                 }
             }
-            None => record.holders.push(Holder {
-                connection: holder,
-                claimed: now,
-                standing: Standing::Attaching,
-                parked: false,
-            }),
+            None => {
+                // Most sessions have one.
+                record.now.holders.reserve_exact(1);
+                record.now.holders.push(Holder {
+                    connection: holder,
+                    claimed: now,
+                    standing: Standing::Attaching,
+                    parked: false,
+                });
+            }
         }
         if opened {
             self.loads.entry(at).or_default().sessions += 1;
@@ -377,23 +387,22 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        let before = record.holders.len();
-        record.holders.retain(|h| h.connection != holder);
-        if record.holders.len() == before {
+        if record.held_by(holder).is_none() {
             // It holds nothing, so nothing ends with it.
             return;
         }
+        record.now.holders.retain(|h| h.connection != holder);
         record.last_use = now;
-        if record.holders.is_empty() {
-            let owner = record.owner.clone().filter(|_| !record.moving);
+        if record.now.holders.is_empty() {
+            let owner = record.now.owner.clone().filter(|_| !record.now.moving);
             self.close(session);
             if let Some(owner) = owner {
                 self.note_left(now, &SessionId::from(session), owner);
             }
-        } else if record.turn == Some(holder) {
+        } else if record.now.turn == Some(holder) {
             // Its turn goes on for the others, but nobody here reports it any more.
-            record.turn = None;
-            if let Some(owner) = record.owner.clone() {
+            record.now.turn = None;
+            if let Some(owner) = record.now.owner.clone() {
                 let load = self.loads.entry(owner).or_default();
                 load.turns = load.turns.saturating_sub(1);
             }
@@ -406,12 +415,13 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        record.holders.clear();
-        record.maybe_open_at = None;
-        let in_turn = record.turn.take().is_some();
+        record.now.holders.clear();
+        record.now.maybe_open_at = None;
+        let in_turn = record.now.turn.take().is_some();
         // What is being closed there by the mover keeps its owner until that is done: the close
         // would reach who opens it meanwhile.
-        let owner = record.owner.take_if(|_| !record.moving);
+        let moving = record.now.moving;
+        let owner = record.now.owner.take_if(|_| !moving);
         if let Some(owner) = owner {
             let load = self.loads.entry(owner).or_default();
             load.sessions = load.sessions.saturating_sub(1);
@@ -419,13 +429,13 @@ impl Directory {
                 load.turns = load.turns.saturating_sub(1);
             }
         }
-        if record.moving {
+        if record.now.moving {
             self.touch(&SessionId::from(session));
             return;
         }
         // Whose it was is kept: files of it may lie on a disk although it never had a turn.
         let leaves_nothing =
-            !record.has_history && record.deleted_at.is_none() && record.person.is_none();
+            !record.has_history && record.now.deleted_at.is_none() && record.person.is_none();
         self.touch(&SessionId::from(session));
         if leaves_nothing {
             // A session without a turn leaves nothing behind when it closes.
@@ -445,19 +455,20 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        if record.owner.as_ref() != Some(backend) {
+        if record.now.owner.as_ref() != Some(backend) {
             return;
         }
-        record.holders.retain(|h| {
+        record.now.holders.retain(|h| {
             h.connection != closer && now.saturating_duration_since(h.claimed) < CLOSE_WITHIN
         });
-        if record.holders.is_empty() {
+        if record.now.holders.is_empty() {
             self.close(session);
         } else if record
+            .now
             .turn
-            .is_some_and(|turn| !record.holders.iter().any(|h| h.connection == turn))
+            .is_some_and(|turn| !record.now.holders.iter().any(|h| h.connection == turn))
         {
-            record.turn = None;
+            record.now.turn = None;
             let load = self.loads.entry(backend.clone()).or_default();
             load.turns = load.turns.saturating_sub(1);
         }
@@ -467,9 +478,9 @@ impl Directory {
     /// `backend` says that it does not have `session` open.
     pub fn not_open(&mut self, session: &str, backend: &BackendName) {
         if let Some(record) = self.sessions.get_mut(session)
-            && record.maybe_open_at.as_ref() == Some(backend)
+            && record.now.maybe_open_at.as_ref() == Some(backend)
         {
-            record.maybe_open_at = None;
+            record.now.maybe_open_at = None;
             self.touch(&SessionId::from(session));
         }
     }
@@ -481,10 +492,10 @@ impl Directory {
             if now.saturating_duration_since(at) < LEFT_WITHIN
                 && !self.sessions.get(&session).is_some_and(|r| {
                     // Wherever it may be open by now, it was opened there after it was left here.
-                    r.owner.is_some() || r.maybe_open_at.is_some() || r.is_deleted(now)
+                    r.now.owner.is_some() || r.now.maybe_open_at.is_some() || r.is_deleted(now)
                 })
             {
-                self.entry(now, &session).maybe_open_at = Some(backend.clone());
+                self.entry(now, &session).now.maybe_open_at = Some(backend.clone());
                 self.touch(&session);
             }
         }
@@ -522,7 +533,7 @@ impl Directory {
         let perhaps = self
             .sessions
             .values()
-            .filter_map(|r| r.maybe_open_at.as_ref());
+            .filter_map(|r| r.now.maybe_open_at.as_ref());
         let away: HashSet<BackendName> = perhaps.filter(|b| !is_there(b)).cloned().collect();
         for backend in away {
             for session in self.forget_maybe_open(&backend) {
@@ -549,7 +560,10 @@ impl Directory {
         if self.mode == Mode::SharedStorage {
             let left = left.into_iter().map(|(_, session)| session);
             for session in left.chain(perhaps) {
-                let owner = self.sessions.get(&session).and_then(|r| r.owner.as_ref());
+                let owner = self
+                    .sessions
+                    .get(&session)
+                    .and_then(|r| r.now.owner.as_ref());
                 if owner != Some(backend) {
                     self.note_moved_or_open(now, backend, &session);
                 }
@@ -561,9 +575,9 @@ impl Directory {
     fn forget_maybe_open(&mut self, backend: &BackendName) -> Vec<SessionId> {
         self.sessions
             .iter_mut()
-            .filter(|(_, r)| r.maybe_open_at.as_ref() == Some(backend))
+            .filter(|(_, r)| r.now.maybe_open_at.as_ref() == Some(backend))
             .map(|(id, r)| {
-                r.maybe_open_at = None;
+                r.now.maybe_open_at = None;
                 id.clone()
             })
             .collect()
@@ -575,7 +589,7 @@ impl Directory {
             return;
         }
         if self.silent.contains(&backend) {
-            self.entry(now, session).maybe_open_at = Some(backend);
+            self.entry(now, session).now.maybe_open_at = Some(backend);
             self.touch(session);
             return;
         }
@@ -590,7 +604,7 @@ impl Directory {
     /// `session` was deleted: not open, not on disk, and not to be brought back by late news.
     pub fn delete(&mut self, now: Instant, session: &SessionId) {
         let record = self.entry(now, session);
-        record.deleted_at = Some(now);
+        record.now.deleted_at = Some(now);
         record.has_history = false;
         let home = record.home.take();
         self.leave_home(home);
@@ -605,13 +619,13 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return false;
         };
-        let Some(owner) = record.owner.clone().filter(|_| !record.moving) else {
+        let Some(owner) = record.now.owner.clone().filter(|_| !record.now.moving) else {
             return false;
         };
-        if record.turn.is_some() {
-            return record.turn == Some(reporter);
+        if record.now.turn.is_some() {
+            return record.now.turn == Some(reporter);
         }
-        record.turn = Some(reporter);
+        record.now.turn = Some(reporter);
         self.loads.entry(owner).or_default().turns += 1;
         self.note(session);
         true
@@ -625,16 +639,16 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return false;
         };
-        if record.turn != Some(reporter) {
+        if record.now.turn != Some(reporter) {
             return false;
         }
-        record.turn = None;
-        if let Some(owner) = record.owner.clone() {
+        record.now.turn = None;
+        if let Some(owner) = record.now.owner.clone() {
             let load = self.loads.entry(owner).or_default();
             load.turns = load.turns.saturating_sub(1);
         }
-        let again = mark.is_some() && record.reported == mark;
-        record.reported = mark.or(record.reported);
+        let again = mark.is_some() && record.now.reported == mark;
+        record.now.reported = mark.or(record.now.reported);
         self.note(session);
         !again
     }
@@ -643,9 +657,10 @@ impl Directory {
         if !self.sessions.contains_key(session) {
             self.make_room();
             self.ages.push_back(session.clone());
-            self.sessions.insert(session.clone(), Record::new(now));
         }
-        let record = self.sessions.get_mut(session).expect("inserted above");
+        let record = self
+            .sessions
+            .get_or_insert_with(session, || Record::new(now));
         record.last_use = now;
         record
     }
@@ -684,9 +699,12 @@ mod invariants;
 mod kept;
 mod listing;
 mod moves;
+mod names;
 mod news;
+mod passing;
 mod peers;
 mod persons;
+mod table;
 
 #[cfg(test)]
 mod tests;

@@ -59,18 +59,22 @@ macro_rules! text_id {
 
 /// The configured name of a backend: its identity for homes and hashing, whatever its address.
 ///
-/// Carries its placement hash, so that ranking a hundred backends does not hash a hundred names.
+/// Carries its placement hash, so that ranking a hundred backends does not hash a hundred names. The
+/// text is behind a thin pointer: a million sessions each have a home.
 #[derive(Clone)]
 pub struct BackendName {
-    text: Arc<str>,
+    text: Arc<Text>,
     /// A function of `text` alone, hence no part of equality, order or hash.
     placement_hash: u64,
 }
 
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Text(Box<str>);
+
 impl BackendName {
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.text.0
     }
 
     /// Its [`placement_hash`].
@@ -79,30 +83,30 @@ impl BackendName {
     }
 }
 
-impl From<Arc<str>> for BackendName {
-    fn from(text: Arc<str>) -> Self {
+impl From<&str> for BackendName {
+    fn from(text: &str) -> Self {
         Self {
-            placement_hash: placement_hash(&text),
-            text,
+            placement_hash: placement_hash(text),
+            text: Arc::new(Text(Box::from(text))),
         }
     }
 }
 
-impl From<&str> for BackendName {
-    fn from(text: &str) -> Self {
-        Self::from(Arc::<str>::from(text))
+impl From<Arc<str>> for BackendName {
+    fn from(text: Arc<str>) -> Self {
+        Self::from(&*text)
     }
 }
 
 impl From<String> for BackendName {
     fn from(text: String) -> Self {
-        Self::from(Arc::<str>::from(text))
+        Self::from(text.as_str())
     }
 }
 
 impl PartialEq for BackendName {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        Arc::ptr_eq(&self.text, &other.text) || self.text == other.text
     }
 }
 
@@ -123,25 +127,25 @@ impl Ord for BackendName {
 // As the text's own hash: maps keyed by names are looked up by `&str`.
 impl Hash for BackendName {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
+        self.as_str().hash(state);
     }
 }
 
 impl Borrow<str> for BackendName {
     fn borrow(&self) -> &str {
-        &self.text
+        self.as_str()
     }
 }
 
 impl fmt::Display for BackendName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for BackendName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&*self.text, f)
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 

@@ -15,32 +15,39 @@ impl Directory {
     pub fn check_invariants(&self) {
         let mut loads: HashMap<BackendName, Load, RandomState> = HashMap::default();
         let mut homes: HashMap<BackendName, usize, RandomState> = HashMap::default();
-        for (id, r) in &self.sessions {
+        for (id, r) in self.sessions.iter() {
+            assert!(r.now.is_settled(), "{id}: a moment of nothing");
             if let Some(home) = &r.home {
                 *homes.entry(home.clone()).or_default() += 1;
             }
             assert!(
-                r.owner.is_none() || r.is_open(),
+                r.now.owner.is_none() || r.is_open(),
                 "{id}: an owner has holders, or is closing it"
             );
             assert!(
-                r.owner.is_some() || r.holders.iter().all(|h| h.standing == Standing::Lost),
+                r.now.owner.is_some() || r.now.holders.iter().all(|h| h.standing == Standing::Lost),
                 "{id}: heard nowhere"
             );
-            assert!(!r.moving || r.owner.is_some(), "{id}: moving from nowhere");
-            assert!(!r.moving || r.turn.is_none(), "{id}: moving in a turn");
             assert!(
-                r.owner.is_none() || r.maybe_open_at.is_none(),
+                !r.now.moving || r.now.owner.is_some(),
+                "{id}: moving from nowhere"
+            );
+            assert!(
+                !r.now.moving || r.now.turn.is_none(),
+                "{id}: moving in a turn"
+            );
+            assert!(
+                r.now.owner.is_none() || r.now.maybe_open_at.is_none(),
                 "{id}: open for sure or perhaps"
             );
             assert!(
-                r.owner.is_some() || r.turn.is_none(),
+                r.now.owner.is_some() || r.now.turn.is_none(),
                 "{id}: a turn without an owner"
             );
-            if let Some(owner) = &r.owner {
+            if let Some(owner) = &r.now.owner {
                 let load = loads.entry(owner.clone()).or_default();
                 load.sessions += 1;
-                load.turns += u32::from(r.turn.is_some());
+                load.turns += u32::from(r.now.turn.is_some());
             }
         }
         for (backend, count) in &self.homes {

@@ -37,12 +37,14 @@ impl Directory {
         };
         let kept = Saved {
             owner: record
+                .now
                 .owner
                 .clone()
-                .or_else(|| record.maybe_open_at.clone()),
+                .or_else(|| record.now.maybe_open_at.clone()),
             home: record.home.clone(),
             has_history: record.has_history,
             deleted: record
+                .now
                 .deleted_at
                 .map(|at| now.saturating_duration_since(at)),
             idle: now.saturating_duration_since(record.last_use),
@@ -70,26 +72,43 @@ impl Directory {
         }
         let back = |ago: Duration| now.checked_sub(ago).unwrap_or(now);
         let home = saved.home.filter(|_| self.mode == Mode::Sticky);
+        let home = home.map(|home| self.names.one(home));
+        let owner = saved.owner.map(|owner| self.names.one(owner));
         if let Some(home) = &home {
             *self.homes.entry(home.clone()).or_default() += 1;
         }
         let person = saved.person.map(|person| self.persons.one(&person));
         let record = self.entry(now, session);
         record.person = person;
-        record.maybe_open_at = saved.owner;
+        if owner.is_some() {
+            record.now.maybe_open_at = owner;
+        }
         record.home = home;
         record.has_history = saved.has_history;
-        record.deleted_at = saved.deleted.map(back);
+        if let Some(deleted) = saved.deleted {
+            record.now.deleted_at = Some(back(deleted));
+        }
         record.last_use = back(saved.idle);
+    }
+
+    /// After [`Directory::restore`] of all there are, in whatever order: eviction looks at the oldest
+    /// first. What a backend has still to close is not forgotten before anything else.
+    pub fn order_by_age(&mut self) {
+        let (sessions, moved) = (&self.sessions, &self.moved);
+        self.ages.make_contiguous().sort_by_cached_key(|id| {
+            let has_to_close = moved.values().any(|sessions| sessions.contains(id));
+            (has_to_close, sessions.get(id).map(|r| r.last_use))
+        });
     }
 
     /// What is to be kept of `session` has changed.
     pub(super) fn touch(&mut self, session: &SessionId) {
         self.note(session.as_str());
-        match self.sessions.get_mut(session) {
-            Some(record) if record.dirty => return,
-            Some(record) => record.dirty = true,
-            None => {}
+        if let Some(record) = self.sessions.get_mut(session) {
+            record.now.settle();
+            if std::mem::replace(&mut record.dirty, true) {
+                return;
+            }
         }
         self.dirty.push(session.clone());
     }

@@ -12,7 +12,7 @@ impl Directory {
     /// The connections that hear `session`, in the order in which they came; those whose client has
     /// left come last.
     pub fn hearers(&self, session: &str) -> Vec<ConnectionId> {
-        let holders = self.sessions.get(session).map(|r| &r.holders);
+        let holders = self.sessions.get(session).map(|r| &r.now.holders);
         let hears = |parked: bool| {
             holders
                 .into_iter()
@@ -26,7 +26,7 @@ impl Directory {
     /// Whether `session` has holders that hear it by way of another process, or are about to hear it:
     /// nobody knows here what they were asked.
     pub fn is_heard_elsewhere(&self, session: &str) -> bool {
-        let holders = self.sessions.get(session).map(|r| &r.holders);
+        let holders = self.sessions.get(session).map(|r| &r.now.holders);
         let mut holders = holders.into_iter().flatten();
         holders.any(|h| peer::is_peer(h.connection) || h.standing != Standing::Attached)
     }

@@ -13,7 +13,7 @@ impl Directory {
     /// `holder` hears the session at its owner now, or has lost its upstream connection there.
     pub fn stands(&mut self, session: &str, holder: ConnectionId, standing: Standing) {
         if let Some(record) = self.sessions.get_mut(session)
-            && let Some(holder) = record.holders.iter_mut().find(|h| h.connection == holder)
+            && let Some(holder) = record.held_by(holder)
         {
             holder.standing = standing;
             self.note(session);
@@ -26,11 +26,10 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return false;
         };
-        if record.moving || record.owner.as_ref() != Some(backend) {
+        if record.now.moving || record.now.owner.as_ref() != Some(backend) {
             return false;
         }
-        let mut holders = record.holders.iter_mut();
-        let Some(holder) = holders.find(|h| h.connection == holder) else {
+        let Some(holder) = record.held_by(holder) else {
             return false;
         };
         if holder.standing == Standing::Lost {
@@ -43,7 +42,7 @@ impl Directory {
     /// When `holder` has claimed `session` last, if it holds it.
     pub fn claimed_at(&self, session: &str, holder: ConnectionId) -> Option<Instant> {
         let record = self.sessions.get(session)?;
-        let holder = record.holders.iter().find(|h| h.connection == holder)?;
+        let holder = record.now.holders.iter().find(|h| h.connection == holder)?;
         Some(holder.claimed)
     }
 
@@ -57,7 +56,7 @@ impl Directory {
     /// The client of `holder` has left `session` in a turn; its connection stays for a while.
     pub fn park(&mut self, session: &str, holder: ConnectionId) {
         if let Some(record) = self.sessions.get_mut(session)
-            && let Some(holder) = record.holders.iter_mut().find(|h| h.connection == holder)
+            && let Some(holder) = record.held_by(holder)
         {
             holder.parked = true;
         }
@@ -69,6 +68,7 @@ impl Directory {
     pub fn is_next(&self, session: &str, holder: ConnectionId) -> bool {
         self.sessions.get(session).is_none_or(|record| {
             record
+                .now
                 .holders
                 .iter()
                 .take_while(|h| h.connection != holder)
@@ -92,12 +92,12 @@ impl Directory {
         holder: ConnectionId,
     ) -> Claim {
         if let Some(record) = self.sessions.get(session)
-            && record.owner.as_ref() == Some(from)
-            && !record.moving
+            && record.now.owner.as_ref() == Some(from)
+            && !record.now.moving
             && self.mode == Mode::SharedStorage
             && from != to
         {
-            let is_known = record.holders.iter().any(|h| h.connection == holder);
+            let is_known = record.now.holders.iter().any(|h| h.connection == holder);
             let moves = record.is_adrift() && self.note_moved(from, session);
             if moves {
                 self.change_owner(session, from, to);
@@ -115,7 +115,7 @@ impl Directory {
         let mut owned: Vec<_> = self
             .sessions
             .iter()
-            .filter(|(_, r)| r.owner.as_ref() == Some(backend))
+            .filter(|(_, r)| r.now.owner.as_ref() == Some(backend))
             .map(|(id, _)| id.clone())
             .collect();
         owned.sort();
@@ -128,11 +128,13 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return false;
         };
-        let may = record.owner.as_ref() == Some(backend)
+        let may = record.now.owner.as_ref() == Some(backend)
             && record.is_adrift()
-            && record.turn.is_none()
-            && !record.moving;
-        record.moving |= may;
+            && record.now.turn.is_none()
+            && !record.now.moving;
+        if may {
+            record.now.moving = true;
+        }
         may
     }
 
@@ -142,18 +144,19 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        if !std::mem::replace(&mut record.moving, false) {
+        if !record.now.moving {
             return;
         }
-        let left = record.holders.is_empty();
-        if closed && let Some(owner) = record.owner.take() {
+        record.now.moving = false;
+        let left = record.now.holders.is_empty();
+        if closed && let Some(owner) = record.now.owner.take() {
             let load = self.loads.entry(owner).or_default();
             load.sessions = load.sessions.saturating_sub(1);
         }
         self.touch(session);
         if left {
             // All have left meanwhile.
-            let owner = self.sessions.get(session).and_then(|r| r.owner.clone());
+            let owner = self.sessions.get(session).and_then(|r| r.now.owner.clone());
             self.close(session.as_str());
             if let Some(owner) = owner {
                 self.note_left(now, session, owner);
@@ -177,8 +180,8 @@ impl Directory {
         let Some(record) = self.sessions.get_mut(session) else {
             return;
         };
-        record.owner = Some(to.clone());
-        let turns = u32::from(record.turn.is_some());
+        record.now.owner = Some(to.clone());
+        let turns = u32::from(record.now.turn.is_some());
         let load = self.loads.entry(from.clone()).or_default();
         load.sessions = load.sessions.saturating_sub(1);
         load.turns = load.turns.saturating_sub(turns);
@@ -192,7 +195,7 @@ impl Directory {
     pub fn holders(&self, session: &str) -> Vec<ConnectionId> {
         let record = self.sessions.get(session);
         record.map_or_else(Vec::new, |r| {
-            r.holders.iter().map(|h| h.connection).collect()
+            r.now.holders.iter().map(|h| h.connection).collect()
         })
     }
 
@@ -268,9 +271,9 @@ impl Directory {
         let held = self
             .sessions
             .get(session)
-            .is_some_and(|r| r.owner.is_some());
+            .is_some_and(|r| r.now.owner.is_some());
         if !self.note_moved(from, session) && !held {
-            self.entry(now, session).maybe_open_at = Some(from.clone());
+            self.entry(now, session).now.maybe_open_at = Some(from.clone());
             self.touch(session);
         }
     }

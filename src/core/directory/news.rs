@@ -18,8 +18,8 @@ impl Directory {
             self.sessions.retain(|id, r| {
                 let stays = r.home.as_ref() != Some(backend)
                     || r.is_open()
-                    || r.maybe_open_at.is_some()
-                    || r.deleted_at.is_some()
+                    || r.now.maybe_open_at.is_some()
+                    || r.now.deleted_at.is_some()
                     || current.contains(id.as_str());
                 if !stays {
                     gone.push(id.clone());
@@ -43,7 +43,7 @@ impl Directory {
     pub fn learn_deleted(&mut self, now: Instant, session: &SessionId, backend: &BackendName) {
         let elsewhere = self.mode == Mode::Sticky
             && self.sessions.get(session).is_some_and(|r| {
-                let has_it = r.owner.as_ref().or(r.home.as_ref());
+                let has_it = r.now.owner.as_ref().or(r.home.as_ref());
                 has_it.is_some_and(|has_it| has_it != backend)
             });
         if !elsewhere {

@@ -82,7 +82,7 @@ impl Directory {
         holder: ConnectionId,
         held: &Held,
     ) -> Claim {
-        let owner = BackendName::from(held.owner.as_str());
+        let owner = self.names.one(BackendName::from(held.owner.as_str()));
         let claim = self.claim(now, session, &owner, holder);
         self.stands(session.as_str(), holder, Standing::from(held.stands));
         if let Some(whose) = &held.whose {
@@ -109,8 +109,8 @@ impl Directory {
         holder: ConnectionId,
     ) -> Claim {
         if let Some(record) = self.sessions.get_mut(session)
-            && !record.moving
-            && let Some(from) = record.owner.clone()
+            && !record.now.moving
+            && let Some(from) = record.now.owner.clone()
             && from != *owner
         {
             // It was moved by another process while nobody here heard it.
@@ -135,7 +135,7 @@ impl Directory {
         if self
             .sessions
             .get(session)
-            .is_some_and(|r| r.owner.is_some())
+            .is_some_and(|r| r.now.owner.is_some())
         {
             return;
         }
@@ -170,7 +170,7 @@ impl Directory {
 }
 
 fn held(record: &Record, whose: Whose<'_>) -> Option<Held> {
-    let mut theirs = record.holders.iter().filter(|h| whose(h.connection));
+    let mut theirs = record.now.holders.iter().filter(|h| whose(h.connection));
     let first = theirs.next()?.standing;
     let stands = theirs.fold(stands(first), |all, holder| match (all, holder.standing) {
         (Stands::Attached, _) | (_, Standing::Attached) => Stands::Attached,
@@ -178,9 +178,9 @@ fn held(record: &Record, whose: Whose<'_>) -> Option<Held> {
         (Stands::Lost, Standing::Lost) => Stands::Lost,
     });
     Some(Held {
-        owner: record.owner.as_ref()?.to_string(),
+        owner: record.now.owner.as_ref()?.to_string(),
         stands,
-        in_turn: record.turn.is_some_and(whose),
+        in_turn: record.now.turn.is_some_and(whose),
         has_history: record.has_history,
         home: record.home.as_ref().map(ToString::to_string),
         whose: record.person.as_deref().map(Said::from),

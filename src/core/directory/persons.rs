@@ -59,7 +59,7 @@ impl Persons {
 impl Record {
     /// Whose it is, unless it was deleted so long ago that nothing of it counts.
     pub(super) fn person(&self, now: Instant) -> Option<&Arc<Person>> {
-        let is_past = self.deleted_at.is_some() && !self.is_deleted(now);
+        let is_past = self.now.deleted_at.is_some() && !self.is_deleted(now);
         self.person.as_ref().filter(|_| !is_past)
     }
 }
@@ -116,9 +116,9 @@ impl Directory {
             return false;
         }
         let record = self.entry(now, session);
-        if record.deleted_at.is_some() && !record.is_deleted(now) {
+        if record.now.deleted_at.is_some() && !record.is_deleted(now) {
             // What is created under the id of one that is long gone is another session.
-            record.deleted_at = None;
+            record.now.deleted_at = None;
         }
         self.obey_person(session, person);
         true
@@ -146,7 +146,7 @@ impl Directory {
     /// How many sessions that are open or on disk nobody is known to own.
     pub fn unowned(&self, now: Instant) -> usize {
         let unowned = |r: &&Record| {
-            r.person.is_none() && !r.is_deleted(now) && (r.has_history || r.owner.is_some())
+            r.person.is_none() && !r.is_deleted(now) && (r.has_history || r.now.owner.is_some())
         };
         self.sessions.values().filter(unowned).count()
     }

@@ -13,8 +13,8 @@ use std::{
 };
 
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table,
-    TableDefinition, backends::FileBackend,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    StorageError, Table, TableDefinition, backends::FileBackend,
 };
 
 use super::row::{OperatorRow, SCHEMA, SessionRow, mode_name, mode_of};
@@ -31,7 +31,7 @@ const SESSIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("session
 const OPERATORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("operators");
 
 /// Pages kept in memory: writes touch few, and everything is read once.
-const CACHE: usize = 16 << 20;
+const CACHE: usize = 8 << 20;
 
 /// For those who wait. Slow disks take tenths of a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -97,13 +97,6 @@ pub(super) struct StoreFile {
     pub(super) is_new: bool,
     /// The mode that its sessions were written for.
     pub(super) mode: Mode,
-}
-
-/// Everything in the file.
-#[derive(Debug, Default)]
-pub(super) struct Contents {
-    pub(super) sessions: Vec<(SessionId, SessionRow)>,
-    pub(super) operators: Vec<Operator>,
 }
 
 impl StoreFile {
@@ -218,32 +211,57 @@ impl StoreFile {
         }
     }
 
-    /// Reads everything.
-    pub(super) fn read(&self) -> Result<Contents, StoreError> {
-        let read = || -> Result<Result<Contents, String>, redb::Error> {
+    /// How many sessions are in it.
+    pub(super) fn count(&self) -> Result<u64, StoreError> {
+        let count = || -> Result<_, redb::Error> {
             let transaction = self.database.begin_read()?;
-            let mut contents = Contents::default();
+            Ok(transaction.open_table(SESSIONS)?.len()?)
+        };
+        count().map_err(|error| damaged(&self.path, &error))
+    }
+
+    /// Reads all sessions, one after the other, in the order of their ids: there may be a million.
+    pub(super) fn each_session(
+        &self,
+        mut each: impl FnMut(&str, SessionRow),
+    ) -> Result<(), StoreError> {
+        let mut read = || -> Result<Result<(), String>, redb::Error> {
+            let transaction = self.database.begin_read()?;
             for entry in transaction.open_table(SESSIONS)?.iter()? {
                 let (id, row) = entry?;
                 match serde_json::from_slice(row.value()) {
-                    Ok(row) => contents.sessions.push((SessionId::from(id.value()), row)),
+                    Ok(row) => each(id.value(), row),
                     Err(error) => return Ok(Err(format!("the row of a session: {error}"))),
                 }
             }
+            Ok(Ok(()))
+        };
+        self.readable(read())
+    }
+
+    /// Reads all wishes of operators.
+    pub(super) fn operators(&self) -> Result<Vec<Operator>, StoreError> {
+        let read = || -> Result<Result<_, String>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let mut operators = Vec::new();
             for entry in transaction.open_table(OPERATORS)?.iter()? {
                 let (backend, row) = entry?;
                 let row = serde_json::from_slice::<OperatorRow>(row.value())
                     .map_err(|error| error.to_string())
                     .and_then(|row| row.restored(backend.value()));
                 match row {
-                    Ok(operator) => contents.operators.push(operator),
+                    Ok(operator) => operators.push(operator),
                     Err(error) => return Ok(Err(format!("the row of an operator: {error}"))),
                 }
             }
-            Ok(Ok(contents))
+            Ok(Ok(operators))
         };
-        match read() {
-            Ok(Ok(contents)) => Ok(contents),
+        self.readable(read())
+    }
+
+    fn readable<T>(&self, read: Result<Result<T, String>, redb::Error>) -> Result<T, StoreError> {
+        match read {
+            Ok(Ok(read)) => Ok(read),
             Ok(Err(what)) => Err(StoreError::Damaged {
                 path: self.path.clone(),
                 what,

@@ -15,7 +15,6 @@ use crate::{
         directory::{Directory, Saved},
         event::Event,
         id::SessionId,
-        snapshot::Mode,
     },
     store::{Options, StoreError, Wishes},
 };
@@ -49,10 +48,11 @@ fn open_on(path: &Path, options: &Options, medium: &Medium) -> Result<Opened, St
     // damaged file are still better than a trace.
     let read = catch_unwind(AssertUnwindSafe(|| {
         let file = StoreFile::open(path, options.mode, medium)?;
-        let contents = file.read()?;
-        Ok((file, contents))
+        let operators = file.operators()?;
+        let restored = restore(&file, options)?;
+        Ok((file, operators, restored))
     }));
-    let (file, contents) = read.unwrap_or_else(|panic| {
+    let (file, operators, restored) = read.unwrap_or_else(|panic| {
         let said = panic
             .downcast_ref::<String>()
             .map(String::as_str)
@@ -64,12 +64,10 @@ fn open_on(path: &Path, options: &Options, medium: &Medium) -> Result<Opened, St
     })?;
     let written_for = file.mode;
     let is_new = file.is_new;
-    let wishes = contents
-        .operators
-        .iter()
-        .map(|wish| (wish.backend.clone(), wish.clone()));
+    let wishes = operators
+        .into_iter()
+        .map(|wish| (wish.backend.clone(), wish));
     let wishes: Wishes = Arc::new(Mutex::new(wishes.collect()));
-    let restored = restore(contents.sessions, written_for, options);
     let directory = Arc::new(Mutex::new(restored.directory));
     let writer = Writer::start(Task {
         file: Some(file),
@@ -129,34 +127,75 @@ struct Restored {
     count_forgotten: usize,
 }
 
-/// The newest sessions, as many as are remembered; the others are forgotten.
-fn restore(rows: Vec<(SessionId, SessionRow)>, written_for: Mode, options: &Options) -> Restored {
-    let (now, wall) = (Instant::now(), SystemTime::now());
-    let mut forgotten = Vec::new();
-    let mut kept: Vec<(SessionId, u64, Saved)> = Vec::new();
-    for (id, row) in rows {
-        let used = row.used;
-        match row.restored(wall, options.expire, written_for, options.mode) {
-            Some(saved) => kept.push((id, used, saved)),
-            None => forgotten.push(id),
+/// What is too many: sessions older than this, and of those that are as old the first ones. What a
+/// backend has still to close is not forgotten before anything else.
+struct TooOld {
+    than: (bool, u64),
+    as_old: usize,
+}
+
+impl TooOld {
+    /// None if all are remembered. Rows pass one by one: a million of them held at once would take
+    /// more memory than the directory.
+    fn of(
+        file: &StoreFile,
+        limit: usize,
+        age: impl Fn(SessionRow) -> Option<(bool, u64)>,
+    ) -> Result<Option<Self>, StoreError> {
+        if file.count()? <= limit as u64 {
+            return Ok(None);
         }
+        let mut ages = Vec::new();
+        file.each_session(|_, row| ages.extend(age(row)))?;
+        let too_many = ages.len().saturating_sub(limit);
+        if too_many == 0 {
+            return Ok(None);
+        }
+        let (older, than, _) = ages.select_nth_unstable(too_many);
+        let as_old = older.iter().filter(|age| *age == than).count();
+        let than = *than;
+        Ok(Some(Self { than, as_old }))
     }
-    // Oldest first: the directory looks for what to forget in the order in which it was told. What
-    // a backend has still to close is not forgotten before anything else.
-    kept.sort_by_key(|(_, used, saved)| (!saved.moved_from.is_empty(), *used));
-    let too_many = kept.len().saturating_sub(options.limit.max(1));
-    forgotten.extend(kept.drain(..too_many).map(|(id, _, _)| id));
+
+    fn is(&mut self, age: (bool, u64)) -> bool {
+        if age == self.than && self.as_old > 0 {
+            self.as_old -= 1;
+            return true;
+        }
+        age < self.than
+    }
+}
+
+/// The newest sessions, as many as are remembered; the others are forgotten.
+fn restore(file: &StoreFile, options: &Options) -> Result<Restored, StoreError> {
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    let saved = |row: SessionRow| row.restored(wall, options.expire, file.mode, options.mode);
+    let age = |saved: &Saved, used: u64| (!saved.moved_from.is_empty(), used);
+    let mut too_old = TooOld::of(file, options.limit.max(1), |row| {
+        let used = row.used;
+        saved(row).map(|saved| age(&saved, used))
+    })?;
     let mut directory = Directory::new(options.mode, options.limit);
-    let sessions = kept.len();
-    for (id, _, saved) in kept {
-        directory.restore(now, &id, saved);
-    }
-    Restored {
+    let mut forgotten = Vec::new();
+    let mut sessions = 0;
+    file.each_session(|id, row| {
+        let id = SessionId::from(id);
+        let used = row.used;
+        match saved(row) {
+            Some(saved) if !too_old.as_mut().is_some_and(|it| it.is(age(&saved, used))) => {
+                directory.restore(now, &id, saved);
+                sessions += 1;
+            }
+            Some(_) | None => forgotten.push(id),
+        }
+    })?;
+    directory.order_by_age();
+    Ok(Restored {
         directory,
         sessions,
         count_forgotten: forgotten.len(),
         forgotten,
-    }
+    })
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{file::Contents, row::mode_name, *};
+use super::{row::mode_name, *};
 use crate::{
     core::{
         directory::{Claim, Known, Standing, TOMBSTONE},
         id::{BackendName, ConnectionId},
         identity::Person,
-        snapshot::AdminState,
+        snapshot::{AdminState, Mode},
     },
     store::{Kind, Operator, Report, Store},
 };
@@ -24,6 +24,12 @@ use crate::{
 mod crash;
 mod damage;
 mod medium;
+
+/// Everything in a file.
+struct Contents {
+    sessions: Vec<(SessionId, SessionRow)>,
+    operators: Vec<Operator>,
+}
 
 /// A folder with a store in it, and what the store has said.
 struct Shelf {
@@ -75,7 +81,14 @@ impl Shelf {
     /// What the file has, without anything being decided about it.
     fn contents(&self) -> Contents {
         let file = StoreFile::open(&self.path(), Mode::Sticky, &Medium::plain()).unwrap();
-        file.read().unwrap()
+        let mut sessions = Vec::new();
+        let each = |id: &str, row| sessions.push((SessionId::from(id), row));
+        file.each_session(each).unwrap();
+        let operators = file.operators().unwrap();
+        Contents {
+            sessions,
+            operators,
+        }
     }
 }
 
