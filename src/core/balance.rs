@@ -1,6 +1,8 @@
 //! Which backend a new session goes to, by policy, from one snapshot and the loads known here.
 //! Never connects, asks or waits; sessions that already have an owner or a home do not come here.
 
+use std::cmp::Ordering;
+
 use super::{
     event::PlacementReason,
     ring,
@@ -45,26 +47,22 @@ pub fn place(
 ) -> Option<(usize, PlacementReason)> {
     let backends = &snapshot.backends;
     match policy {
-        Policy::Sticky { load_factor: None } => {
-            let chosen = ring::first(key, backends, Backend::takes_placements)?;
-            let preferred = ring::first(key, backends, |b| !b.removed);
-            Some((chosen, hash_reason(chosen, preferred)))
-        }
+        Policy::Sticky { load_factor: None } => hashed(key, backends, |_, _| true),
         Policy::Sticky {
             load_factor: Some(factor),
         } => sticky(key, backends, loads, factor),
         Policy::LeastLoaded => {
-            let among = candidates(backends);
-            let index = least_loaded(key, backends, loads, &among)?;
+            let among = 0..backends.len();
+            let among = among.filter(|&i| backends[i].takes_placements());
+            let index = least_loaded(key, backends, loads, among)?;
             Some((index, PlacementReason::LeastLoaded))
         }
         Policy::TwoChoices => {
-            let first = ring::first(key, backends, Backend::takes_placements)?;
-            let second = ring::first(key, backends, |b| {
-                b.takes_placements() && b.name != backends[first].name
-            });
-            let drawn: Vec<usize> = [Some(first), second].into_iter().flatten().collect();
-            let index = least_loaded(key, backends, loads, &drawn)?;
+            let hash = ring::placement_hash(key);
+            let first = ring::first_at(hash, backends, |_, b| b.takes_placements())?;
+            let second = ring::first_at(hash, backends, |i, b| i != first && b.takes_placements());
+            let drawn = [Some(first), second].into_iter().flatten();
+            let index = least_loaded(key, backends, loads, drawn)?;
             Some((index, PlacementReason::TwoChoices))
         }
         Policy::RoundRobin => Some((in_turn(backends, ticket)?, PlacementReason::RoundRobin)),
@@ -77,12 +75,27 @@ fn candidates(backends: &[Backend]) -> Vec<usize> {
         .collect()
 }
 
-fn hash_reason(chosen: usize, preferred: Option<usize>) -> PlacementReason {
-    if preferred == Some(chosen) {
-        PlacementReason::Hash
-    } else {
-        PlacementReason::Bounded
+/// The first in the key's rank that takes placements and that `may` is true for; if there is none, the
+/// first that takes placements.
+fn hashed(
+    key: &str,
+    backends: &[Backend],
+    may: impl Fn(usize, &Backend) -> bool,
+) -> Option<(usize, PlacementReason)> {
+    let key = ring::placement_hash(key);
+    let preferred = ring::first_at(key, backends, |_, b| !b.removed)?;
+    let fits = |i: usize, b: &Backend| b.takes_placements() && may(i, b);
+    // Nearly always.
+    if fits(preferred, &backends[preferred]) {
+        return Some((preferred, PlacementReason::Hash));
     }
+    let chosen = ring::first_at(key, backends, fits)
+        .or_else(|| ring::first_at(key, backends, |_, b| b.takes_placements()))?;
+    let reason = match chosen == preferred {
+        true => PlacementReason::Hash,
+        false => PlacementReason::Bounded,
+    };
+    Some((chosen, reason))
 }
 
 /// The first in rank that stays within `factor` times its share once it has the new session.
@@ -95,56 +108,66 @@ fn sticky(
     loads: &[Load],
     factor: f64,
 ) -> Option<(usize, PlacementReason)> {
-    let mut ranking = Vec::new();
-    ring::rank(key, backends, &mut ranking);
-    ranking.retain(|&i| !backends[i].removed);
-    let preferred = ranking.first().copied();
-    ranking.retain(|&i| backends[i].takes_placements());
-
-    let weights: u64 = ranking
-        .iter()
-        .map(|&i| u64::from(backends[i].weight.max(1)))
-        .sum();
-    let sessions: u64 = ranking
-        .iter()
-        .map(|&i| u64::from(load(loads, i).sessions))
-        .sum();
-    let within = |&i: &usize| {
-        let weight = f64::from(backends[i].weight.max(1));
+    let (mut weights, mut sessions) = (0_u64, 0_u64);
+    for (i, backend) in backends.iter().enumerate() {
+        if backend.takes_placements() {
+            weights += u64::from(backend.weight.max(1));
+            sessions += u64::from(load(loads, i).sessions);
+        }
+    }
+    hashed(key, backends, |i, backend| {
+        let weight = f64::from(backend.weight.max(1));
         let capacity = (factor * (sessions + 1) as f64 * weight / weights as f64).ceil();
         f64::from(load(loads, i).sessions) < capacity
-    };
-    let chosen = ranking
-        .iter()
-        .copied()
-        .find(within)
-        .or(ranking.first().copied())?;
-    Some((chosen, hash_reason(chosen, preferred)))
+    })
+}
+
+/// One that a session may go to, and what it would carry then.
+struct Contender {
+    index: usize,
+    turns: u64,
+    sessions: u64,
+    weight: u64,
+}
+
+impl Contender {
+    /// Loads per weight, compared crosswise.
+    fn cmp_load(&self, other: &Self) -> Ordering {
+        let cross = |mine: u64, others: u64| {
+            let mine = u128::from(mine) * u128::from(other.weight);
+            mine.cmp(&(u128::from(others) * u128::from(self.weight)))
+        };
+        cross(self.turns, other.turns).then_with(|| cross(self.sessions, other.sessions))
+    }
 }
 
 /// The least loaded of `among`; ties go to the first in the key's rank, so that several Taxiways
 /// that see the same idle pool do not all choose the same backend.
-fn least_loaded(key: &str, backends: &[Backend], loads: &[Load], among: &[usize]) -> Option<usize> {
-    let busy = among.iter().any(|&i| load(loads, i).turns > 0);
+fn least_loaded(
+    key: &str,
+    backends: &[Backend],
+    loads: &[Load],
+    among: impl Iterator<Item = usize> + Clone,
+) -> Option<usize> {
+    let busy = among.clone().any(|i| load(loads, i).turns > 0);
     let key = ring::placement_hash(key);
-    among.iter().copied().min_by(|&a, &b| {
-        let (wa, wb) = (weight_in_force(&backends[a]), weight_in_force(&backends[b]));
-        let (la, lb) = (load(loads, a), load(loads, b));
-        let turns = |l: Load, backend: &Backend| {
+    let contenders = among.map(|index| {
+        let (backend, load) = (&backends[index], load(loads, index));
+        Contender {
+            index,
             // A ramping or slow backend counts as one turn busier while there are turns, else its
             // zero would win against every working backend and draw the whole pool's traffic.
-            u64::from(l.turns) + u64::from(busy && backend.weight_permille < 1000)
-        };
-        // Loads per weight, compared crosswise. Sessions are compared as they would be after the
-        // placement, so that an idle pool fills by weight.
-        let by_turns = (u128::from(turns(la, &backends[a])) * wb)
-            .cmp(&(u128::from(turns(lb, &backends[b])) * wa));
-        let by_sessions =
-            ((u128::from(la.sessions) + 1) * wb).cmp(&((u128::from(lb.sessions) + 1) * wa));
-        by_turns
-            .then(by_sessions)
-            .then_with(|| ring::cmp_rank(key, &backends[a], &backends[b]))
-    })
+            turns: u64::from(load.turns) + u64::from(busy && backend.weight_permille < 1000),
+            // As they would be after the placement, so that an idle pool fills by weight.
+            sessions: u64::from(load.sessions) + 1,
+            weight: weight_in_force(backend),
+        }
+    });
+    let best = contenders.min_by(|a, b| {
+        a.cmp_load(b)
+            .then_with(|| ring::cmp_rank(key, &backends[a.index], &backends[b.index]))
+    })?;
+    Some(best.index)
 }
 
 /// Weighted round robin without a state: ticket `t` takes slot `t × step mod W` of `W` slots, with
@@ -154,7 +177,7 @@ fn in_turn(backends: &[Backend], ticket: u64) -> Option<usize> {
     let among = candidates(backends);
     let weights: Vec<u128> = among
         .iter()
-        .map(|&i| weight_in_force(&backends[i]))
+        .map(|&i| u128::from(weight_in_force(&backends[i])))
         .collect();
     let unit = weights.iter().copied().reduce(gcd)?;
     let slots: u128 = weights.iter().map(|w| w / unit).sum();
@@ -177,8 +200,8 @@ fn load(loads: &[Load], index: usize) -> Load {
     loads.get(index).copied().unwrap_or_default()
 }
 
-fn weight_in_force(backend: &Backend) -> u128 {
-    (u128::from(backend.weight) * u128::from(backend.weight_permille)).max(1)
+fn weight_in_force(backend: &Backend) -> u64 {
+    (u64::from(backend.weight) * u64::from(backend.weight_permille)).max(1)
 }
 
 fn gcd(a: u128, b: u128) -> u128 {

@@ -45,11 +45,19 @@ pub fn rank(key: &str, backends: &[Backend], out: &mut Vec<usize>) {
 
 /// The best of those `backends` that pass `filter`: the first of [`rank`] that does.
 pub fn first(key: &str, backends: &[Backend], filter: impl Fn(&Backend) -> bool) -> Option<usize> {
-    let key = placement_hash(key);
+    first_at(placement_hash(key), backends, |_, backend| filter(backend))
+}
+
+/// The same for a key with this [`placement_hash`]; `filter` is told the place in `backends`, too.
+pub fn first_at(
+    key: u64,
+    backends: &[Backend],
+    filter: impl Fn(usize, &Backend) -> bool,
+) -> Option<usize> {
     // With its logarithm, which most of the others then do not need.
     let mut best: Option<(Seat<'_>, u64)> = None;
     for (index, backend) in backends.iter().enumerate() {
-        if !filter(backend) {
+        if !filter(index, backend) {
             continue;
         }
         let seat = Seat::new(key, backend, index);
