@@ -54,7 +54,7 @@ use crate::{
         listener::Connections, lobby, mover, quota,
     },
     store::Store,
-    transport::ClientAuth,
+    transport::{ClientAuth, files},
 };
 
 /// Exit code: an address cannot be bound, or something cannot be reached (sysexits EX_UNAVAILABLE).
@@ -87,6 +87,11 @@ pub fn run(start: Start) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // Before any thread is there that could be in the middle of wanting one.
+    let open_files = files::raise();
+    if let Some(warning) = config::few_files(&start.config, open_files) {
+        tracing::warn!(target: "taxiway", "{warning}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -335,7 +340,7 @@ impl App {
             .forget_backends(|name| config.backends.iter().any(|b| b.name == *name));
         let pool = Pool::start(options, config.backends.clone(), Arc::new(news));
         let rules = Arc::new(ArcSwap::from_pointee(rules(config)));
-        let port = Arc::new(Port(pool.clone()));
+        let port = Arc::new(Port(pool.clone(), observer.clone()));
         let providers = Providers::new(
             port.clone(),
             store.clone(),

@@ -26,6 +26,7 @@ use crate::{
     },
     core::{balance, credential::Fingerprint, id::Secret, snapshot},
     sim::{SimArgs, run_command},
+    transport,
 };
 
 mod dial;
@@ -423,6 +424,7 @@ fn check(args: CheckArgs) -> ExitCode {
             OutputKind::Text => command::Output::Text,
             OutputKind::Json => command::Output::Json,
         },
+        open_files: transport::files::most(),
     };
     let answer = command::check(&request, &place);
     app::say(&answer.out);

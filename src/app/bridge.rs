@@ -20,7 +20,7 @@ use crate::{
         port::{Alive, Answer, Boxed},
     },
     store::{Operator, Store},
-    transport::Transport,
+    transport::{Transport, files},
 };
 
 /// The pool's news, on their way to everybody else.
@@ -198,7 +198,7 @@ pub(super) fn refresh_gauges(
 
 /// The pool, as the data plane sees it.
 #[derive(Clone)]
-pub(super) struct Port(pub(super) pool::Pool);
+pub(super) struct Port(pub(super) pool::Pool, pub(super) Observer);
 
 struct Mark(Arc<pool::Activity>);
 
@@ -246,6 +246,14 @@ impl Pool for Port {
     }
 
     fn report_unreachable(&self, backend: &BackendName) {
+        if files::are_out() {
+            // It is our own want, and tells nothing of the server.
+            self.1.record(&Event::LimitHit {
+                connection: None,
+                limit: files::OPEN_FILES,
+            });
+            return;
+        }
         self.0.report_connect_failed(backend);
     }
 

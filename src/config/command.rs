@@ -33,6 +33,8 @@ pub struct Request {
     pub principal: Option<String>,
     /// `-o`.
     pub output: Output,
+    /// How many files a process may have open here; none = any number.
+    pub open_files: Option<u64>,
 }
 
 /// Whether something is asked for.
@@ -71,6 +73,18 @@ pub struct Answer {
     pub err: String,
     /// 0, or 78 if the configuration is refused or has no such principal.
     pub code: u8,
+}
+
+/// What to say if the system allows fewer open files than `limits.connections` may need: two for a
+/// client that uses one server, and one more for each other server.
+pub fn few_files(config: &Config, allowed: Option<u64>) -> Option<String> {
+    let connections = config.limits.connections;
+    let needed = (connections as u64).saturating_mul(2);
+    let allowed = allowed.filter(|allowed| *allowed < needed)?;
+    Some(format!(
+        "limits.connections = {connections} may need {needed} open files and more, and this system \
+         allows a process {allowed} (`ulimit -Hn`): clients beyond that are closed at once"
+    ))
 }
 
 /// Says to which backend a new session of that id would go: text for people, none if unknown.
@@ -118,7 +132,10 @@ fn without_file(request: &Request, place: Place<'_>) -> Answer {
 
 fn accepted(request: &Request, path: &Path, loaded: &Loaded, place: Place<'_>) -> Answer {
     let config = &loaded.config;
-    let warnings = loaded.warnings.iter().map(|w| format!("{w}\n\n")).collect();
+    let mut warnings: String = loaded.warnings.iter().map(|w| format!("{w}\n\n")).collect();
+    if let Some(warning) = few_files(config, request.open_files) {
+        warnings += &format!("warning: {warning}\n\n");
+    }
     if request.methods == Wanted::Yes {
         return methods(request, config, warnings);
     }

@@ -32,6 +32,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+pub use command::few_files;
 pub use diagnostic::{Diagnostic, Failure, Severity};
 pub use diff::{BackendChange, Changes, Refusal, Setting, Token, diff};
 pub use load::{Loaded, PLACES, VARIABLE, find, load, parse};

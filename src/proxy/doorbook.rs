@@ -14,6 +14,7 @@ use crate::{
         flood::{Flood, SPAN, Telling},
     },
     observe::Observer,
+    transport::files::OPEN_FILES,
 };
 
 /// One for all connections of the process; clones share it.
@@ -39,7 +40,15 @@ impl Doorbook {
 
     /// A connection was closed at once, because there are as many as may be.
     pub(super) fn surplus(&self, observer: &Observer) {
-        let limit = "limits.connections";
+        self.hit(observer, "limits.connections");
+    }
+
+    /// A connection was closed at once, or could not even be accepted: there are no files left.
+    pub(super) fn no_file(&self, observer: &Observer) {
+        self.hit(observer, OPEN_FILES);
+    }
+
+    fn hit(&self, observer: &Observer, limit: &'static str) {
         if self.admits(observer) {
             observer.record(&Event::LimitHit {
                 connection: None,

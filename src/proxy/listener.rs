@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     core::{event::NotAdmitted, id::ConnectionId, strangers::Bounds},
-    transport::{Stream, prepare},
+    transport::{Stream, files, prepare},
 };
 
 /// Clients that may wait to be accepted.
@@ -115,6 +115,12 @@ impl Connections {
             };
             match accepted {
                 Ok((stream, peer)) => self.start(stream, peer, &shared),
+                Err(error) if files::is_exhaustion(&error) => {
+                    // It waits in the backlog, and the socket stays ready: without a pause this
+                    // would go round as fast as it can.
+                    shared.doorman.book.no_file(&shared.observer);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 Err(error) => {
                     tracing::warn!(target: "taxiway", %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -139,6 +145,12 @@ impl Connections {
                 return;
             }
             observer.metrics().limit_hit("limits.connections");
+        }
+        if files::leaves_none(&stream) {
+            // Closed at once as well: nobody could serve it, and what is left is needed for those
+            // that are served.
+            doorman.book.no_file(observer);
+            return;
         }
         if prepare(&stream, rules.tcp_keepalive).is_err() {
             return;

@@ -6,7 +6,7 @@ use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::{fault::Fault, stream::Stream, tls::Connector};
+use super::{fault::Fault, files, stream::Stream, tls::Connector};
 use crate::core::proxy_header::{self, Source, Version};
 
 /// What goes between TCP and the first frame of an outgoing connection.
@@ -56,6 +56,7 @@ impl Transport {
         let tcp = TcpStream::connect(address)
             .await
             .map_err(ConnectError::Tcp)?;
+        files::spare(&tcp).map_err(ConnectError::Tcp)?;
         prepare(&tcp, keepalive).map_err(ConnectError::Tcp)?;
         self.secure(tcp, address, source).await
     }

@@ -6,6 +6,7 @@
 mod credentials;
 mod dial;
 mod fault;
+pub mod files;
 pub mod scratch;
 mod splice;
 mod stream;

@@ -33,6 +33,7 @@ mod load;
 mod locate;
 mod matrix;
 mod methods;
+mod open_files;
 mod placement;
 mod pressure;
 mod relay;
