@@ -78,6 +78,7 @@ impl BackendName {
     }
 
     /// Its [`placement_hash`].
+    #[inline]
     pub fn placement_hash(&self) -> u64 {
         self.placement_hash
     }

@@ -57,12 +57,18 @@ pub fn first_at(
     // With its logarithm, which most of the others then do not need.
     let mut best: Option<(Seat<'_>, u64)> = None;
     for (index, backend) in backends.iter().enumerate() {
+        let seat = Seat::new(key, backend, index);
+        // Most have lost already, whatever the filter thinks of them.
+        if let Some((best, log)) = &best
+            && seat.is_surely_after(best, *log)
+        {
+            continue;
+        }
         if !filter(index, backend) {
             continue;
         }
-        let seat = Seat::new(key, backend, index);
-        if let Some((best, log)) = &best
-            && (seat.is_surely_after(best, *log) || seat.cmp_score(best) != Ordering::Less)
+        if let Some((best, _)) = &best
+            && seat.cmp_score(best) != Ordering::Less
         {
             continue;
         }

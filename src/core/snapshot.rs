@@ -76,6 +76,7 @@ pub struct Backend {
 
 impl Backend {
     /// May new sessions be put here?
+    #[inline]
     pub fn takes_placements(&self) -> bool {
         self.admin == AdminState::Ready
             && !self.removed
