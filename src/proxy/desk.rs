@@ -137,7 +137,9 @@ impl Desk {
         most: Option<u32>,
     ) -> Result<(), Over> {
         account.take(thing, session, most)?;
-        self.taken().push(Taken {
+        let mut taken = self.taken();
+        taken.reserve_exact(1);
+        taken.push(Taken {
             thing,
             session: session.clone(),
             account: account.clone(),

@@ -102,6 +102,8 @@ impl Mux {
     /// A call is over: the memory of its copy serves the next one.
     pub(super) fn recycle(&mut self, call: &mut Call) {
         if let Some(mut copy) = call.copy.take()
+            // A session is opened once, and read-only calls are many.
+            && !call.attaches()
             && copy.capacity() <= SPARE_BYTES
             && self.spare.len() < SPARES
         {

@@ -146,7 +146,10 @@ impl Locks {
         };
         match self.hold_of(session) {
             Some(known) => *known = hold,
-            None => self.held.push(hold),
+            None => {
+                self.held.reserve_exact(1);
+                self.held.push(hold);
+            }
         }
     }
 

@@ -522,6 +522,16 @@ impl Mux {
         self.next_ticket
     }
 
+    /// What waits for this answer. Questions are few and far between: an idle connection keeps no
+    /// room for them.
+    fn take_question(&mut self, ticket: u64) -> Option<Question> {
+        let question = self.questions.remove(&ticket);
+        if self.questions.is_empty() {
+            self.questions.shrink_to_fit();
+        }
+        question
+    }
+
     /// The next log reference: unique within this process, since connection ids are.
     fn reference(&mut self) -> u64 {
         self.next_reference += 1;

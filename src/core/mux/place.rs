@@ -231,7 +231,7 @@ impl Mux {
         answer: Result<Located, ProxyError>,
         out: &mut Outbox,
     ) {
-        match self.questions.remove(&ticket) {
+        match self.take_question(ticket) {
             // Cancelled meanwhile.
             None => {}
             Some(Question::Call(held)) => {
@@ -421,7 +421,7 @@ impl Mux {
                 self.locate(key);
                 break;
             }
-            let Some(held) = entry.held.pop_front() else {
+            let Some(held) = entry.next_held() else {
                 break;
             };
             self.held_bytes -= held.body.len();

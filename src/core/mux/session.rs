@@ -217,6 +217,15 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// The first call that is held, to be held no more. An idle session keeps no room for them.
+    pub(super) fn next_held(&mut self) -> Option<Held> {
+        let held = self.held.pop_front();
+        if self.held.is_empty() {
+            self.held.shrink_to_fit();
+        }
+        held
+    }
+
     pub(super) fn new(id: SessionId) -> Self {
         Self {
             id,

@@ -45,7 +45,12 @@ impl Searches {
             .under_way
             .iter()
             .position(|s| s.question.ticket == ticket)?;
-        Some(self.under_way.swap_remove(at))
+        let search = self.under_way.swap_remove(at);
+        if self.under_way.is_empty() {
+            // Searches are few and far between: an idle connection keeps no room for them.
+            self.under_way = Vec::new();
+        }
+        Some(search)
     }
 }
 
@@ -63,6 +68,7 @@ impl Driver {
                 let held = session.filter(|_| question.purpose.attaches());
                 let counts = held.is_some();
                 if let Some(session) = held {
+                    self.searches.under_way.reserve_exact(1);
                     self.searches.under_way.push(Search {
                         question,
                         session,
