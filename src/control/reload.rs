@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::FutureExt;
@@ -252,6 +252,8 @@ struct Directory {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Inodes are given again: a directory removed and made anew may well have the same one.
+    born: Option<SystemTime>,
 }
 
 impl Directory {
@@ -262,6 +264,7 @@ impl Directory {
             path,
             device: meta.dev(),
             inode: meta.ino(),
+            born: meta.created().ok(),
         })
     }
 }
@@ -270,28 +273,34 @@ impl Directory {
 /// everything that links lead through. What changes there is added to `names`.
 fn directories(file: &Path, names: &mut BTreeSet<OsString>) -> BTreeSet<Directory> {
     let mut found = BTreeSet::new();
-    let mut at = file.to_owned();
+    // Where it has come to, without links; and what is still to be walked, the next one last.
+    let mut at = PathBuf::from(".");
+    let mut ahead: Vec<OsString> = parts(file);
     // As many links as Linux follows.
-    for _ in 0..40 {
-        names.extend(at.file_name().map(OsString::from));
-        let Some(parent) = at.parent() else { break };
-        let parent = if parent.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            parent
-        };
-        found.extend(Directory::at(parent));
-        // The directory may be a link itself: `..data` in a mounted ConfigMap.
-        if parent.is_symlink() {
-            names.extend(parent.file_name().map(OsString::from));
-            found.extend(parent.parent().and_then(Directory::at));
+    let mut links = 0;
+    while let Some(name) = ahead.pop() {
+        let next = at.join(&name);
+        let link = fs::read_link(&next).ok().filter(|_| links < 40);
+        if link.is_some() || ahead.is_empty() {
+            // Absolute and `..` are no names that could change.
+            names.extend(next.file_name().map(OsString::from));
+            found.extend(Directory::at(&at));
         }
-        match fs::read_link(&at) {
-            Ok(target) => at = parent.join(target),
-            Err(_) => break,
+        match link {
+            Some(target) => {
+                links += 1;
+                ahead.extend(parts(&target));
+            }
+            None => at = next,
         }
     }
     found
+}
+
+/// The components of a path, the first one last.
+fn parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().rev();
+    parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
 fn look(files: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Option<Print>> {
@@ -456,6 +465,42 @@ mod tests {
         bench.expect_change("gone").await;
         fs::write(bench.path("conf/taxiway.toml"), "22").unwrap();
         bench.expect_change("made anew").await;
+    }
+
+    /// Releases behind a link: what is swapped is neither the file nor its directory.
+    #[tokio::test]
+    async fn links_on_the_way_to_the_directory_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        for release in ["r1", "r2"] {
+            fs::create_dir_all(dir.path().join(release).join("conf/sub")).unwrap();
+            let file = dir.path().join(release).join("conf/sub/taxiway.toml");
+            fs::write(file, release).unwrap();
+        }
+        symlink("r1", dir.path().join("current")).unwrap();
+        symlink("current/conf", dir.path().join("conf")).unwrap();
+        let mut bench = Bench::start(dir, &["conf/sub/taxiway.toml"], NEVER);
+        symlink("r2", bench.path("next")).unwrap();
+        fs::rename(bench.path("next"), bench.path("current")).unwrap();
+        bench.expect_change("another release").await;
+    }
+
+    /// Some file systems give the inode of the old one to the new one.
+    #[tokio::test]
+    async fn a_directory_made_anew_at_once_is_watched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("conf")).unwrap();
+        fs::write(dir.path().join("conf/taxiway.toml"), "1").unwrap();
+        let mut bench = Bench::start(dir, &["conf/taxiway.toml"], NEVER);
+        for round in 0..4 {
+            fs::remove_dir_all(bench.path("conf")).unwrap();
+            fs::create_dir(bench.path("conf")).unwrap();
+            fs::write(bench.path("conf/taxiway.toml"), format!("{round}")).unwrap();
+            bench.expect_change("made anew").await;
+            bench.expect_quiet("the same again").await;
+            fs::write(bench.path("conf/taxiway.toml"), format!("{round}, edited")).unwrap();
+            bench.expect_change("edited there").await;
+            bench.expect_quiet("edited again").await;
+        }
     }
 
     #[tokio::test]
