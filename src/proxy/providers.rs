@@ -47,7 +47,7 @@ use crate::{
 
 mod link;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// How often the pool is looked at for backends that joined or came back.
 const LOOK: Duration = Duration::from_millis(100);

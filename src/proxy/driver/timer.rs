@@ -103,7 +103,8 @@ impl Driver {
             return None;
         }
         if self.sleep.as_mut().poll(task).is_pending() {
-            self.is_asleep = true;
+            // One that was asked when the task had used up its budget has not heard whom to wake.
+            self.is_asleep = tokio::task::coop::has_budget_remaining();
             return None;
         }
         self.arm_at(next);

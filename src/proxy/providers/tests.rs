@@ -79,14 +79,19 @@ impl Pool for StillPool {
 }
 
 /// Taxiway's data plane in front of some backends.
-struct Taxiway {
+pub(in crate::proxy) struct Taxiway {
     address: SocketAddr,
     pool: Arc<StillPool>,
-    shared: Shared,
+    pub(in crate::proxy) shared: Shared,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Taxiway {
+    /// Before no server at all.
+    pub(in crate::proxy) fn alone() -> Self {
+        Self::before(&[])
+    }
+
     fn before(backends: &[&Cli]) -> Self {
         let backends = backends.iter().enumerate().map(|(at, cli)| {
             let mut backend = testing::backend(&format!("cli-{}", at + 1), 1);
@@ -156,7 +161,7 @@ impl Taxiway {
     }
 }
 
-fn rules() -> Rules {
+pub(in crate::proxy) fn rules() -> Rules {
     let second = Duration::from_secs(1);
     Rules {
         mux: Settings {

@@ -1,0 +1,52 @@
+//! What only the task of a connection can get wrong.
+
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::coop,
+};
+
+use super::Driver;
+use crate::{
+    core::id::ConnectionId,
+    proxy::providers::tests::{Taxiway, rules},
+    transport::Stream,
+};
+
+/// Whether a client that says nothing is given up in time, if the task has used up its budget in one
+/// of its turns at the processor, as busy sockets do.
+async fn ends_in_time(tired: Option<usize>) -> bool {
+    let taxiway = Taxiway::alone();
+    let mut rules = rules();
+    rules.mux.handshake_timeout = Duration::from_millis(300);
+    taxiway.shared.rules.store(Arc::new(rules));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (server, peer) = listener.accept().await.unwrap();
+    let (shared, id) = (taxiway.shared.clone(), ConnectionId(4711));
+    let mut driver = Driver::new(shared, id, peer, Stream::from(server), None);
+    let mut polls = 0;
+    let task = tokio::spawn(std::future::poll_fn(move |task| {
+        if tired == Some(polls) {
+            while coop::has_budget_remaining() {
+                let _spent = pin!(coop::consume_budget()).poll(task);
+            }
+        }
+        polls += 1;
+        driver.poll(task)
+    }));
+    tokio::time::timeout(Duration::from_secs(10), task)
+        .await
+        .is_ok()
+}
+
+#[tokio::test]
+async fn a_timer_that_was_set_without_budget_is_met_all_the_same() {
+    assert!(ends_in_time(None).await);
+    for tired in 0..2 {
+        assert!(ends_in_time(Some(tired)).await, "turn {tired}");
+    }
+}
