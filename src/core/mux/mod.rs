@@ -398,9 +398,10 @@ impl Mux {
         for (at, _) in self.gates.iter().chain(&self.watches) {
             next = earlier(next, Some(*at));
         }
-        for (_, upstream) in self.upstreams.iter() {
+        for (slot, upstream) in self.upstreams.iter() {
             let idle = upstream.idle_since.map(|at| at + UPSTREAM_IDLE);
-            next = earlier(earlier(next, upstream.deadline), idle);
+            let deadline = upstream.deadline.filter(|_| self.is_read(slot));
+            next = earlier(earlier(next, deadline), idle);
         }
         next = earlier(next, self.next_patience(settings));
         next = earlier(next, self.next_lock(settings));
@@ -448,7 +449,8 @@ impl Mux {
             let Some(upstream) = self.upstreams.get(slot) else {
                 continue;
             };
-            if upstream.deadline.is_some_and(|at| at <= cx.now) {
+            let is_late = upstream.deadline.is_some_and(|at| at <= cx.now);
+            if is_late && self.is_read(slot) {
                 self.outputs.push_back(Output::CloseUpstream { slot });
                 self.handle_upstream_dropped(cx, slot, "no answer to connect in time", out);
             } else if upstream

@@ -1,12 +1,9 @@
 //! What events tell of a turn, by their type; and what is read out of those few that are looked
 //! into: once per prompt, per question to the client, and per turn, without building values.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::LazyLock,
-};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use memchr::{memchr, memchr2, memmem::Finder, memrchr};
+use memchr::{memchr, memchr2, memrchr};
 
 use crate::core::scan;
 
@@ -78,9 +75,7 @@ pub(super) fn acknowledged_id(result: &[u8]) -> Option<String> {
 
 /// Whether a `session.idle` ends a turn that was aborted.
 pub(super) fn is_aborted(body: &[u8]) -> bool {
-    /// To look for it takes less than to find out how to.
-    static ABORTED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""aborted":true"#));
-    ABORTED.find(body).is_some()
+    scan::is_true_at(body, &["params", "event", "data", "aborted"])
 }
 
 /// `requestId` of an event by which a turn asks the client; and the name of the tool that is to be

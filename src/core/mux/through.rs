@@ -10,7 +10,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    Context, Mux, Output,
+    Context, Mux, Output, UPSTREAM_DEADLINE,
     calls::Call,
     outbox::Outbox,
     run::is_open,
@@ -75,6 +75,11 @@ impl Mux {
         let begun = self.upstreams.get(slot).and_then(|u| u.cutter.begun());
         let missing = begun.and_then(|(header, length)| (header + length).checked_sub(here));
         missing.filter(|bytes| *bytes > 0).unwrap_or(usize::MAX)
+    }
+
+    /// Whether what this one says is looked at: not while a large frame of another one passes.
+    pub(super) fn is_read(&self, slot: SlotId) -> bool {
+        self.passing().is_none_or(|passing| passing == slot)
     }
 
     /// Whether frames are not simply to be cut off what has come.
@@ -241,6 +246,14 @@ impl Mux {
         upstream.note_idle(cx.now);
         if self.passing.take_if(|passing| *passing == slot).is_some() {
             out.end_pieces();
+            // Nobody has looked whether these have answered.
+            for slot in self.upstreams.ids() {
+                if let Some(upstream) = self.upstreams.get_mut(slot)
+                    && let Some(deadline) = &mut upstream.deadline
+                {
+                    *deadline = cx.now + UPSTREAM_DEADLINE;
+                }
+            }
         }
         let kind = match through.what {
             What::Event => FrameKind::Notification,

@@ -399,19 +399,28 @@ impl Reader<'_> {
 
 /// See [`super::text_at`].
 pub(super) fn text_at(body: &[u8], path: &[&str]) -> Option<Text> {
-    u32::try_from(body.len()).ok()?;
-    let (last, outer) = path.split_last()?;
-    let mut cursor = Cursor::new(body, Surrogates::Any);
-    let mut depth = 0;
-    for key in outer {
-        enter_at(&mut cursor, depth, key)?;
-        depth += 1;
-    }
-    enter_at(&mut cursor, depth, last)?;
+    let mut cursor = at(body, path)?;
     match cursor.peek() {
         Some(b'"') => cursor.string().ok(),
         Some(_) | None => None,
     }
+}
+
+/// See [`super::is_true_at`].
+pub(super) fn is_true_at(body: &[u8], path: &[&str]) -> bool {
+    at(body, path).is_some_and(|mut cursor| {
+        cursor.peek() == Some(b't') && cursor.value(0) == Ok(Value::Bool(true))
+    })
+}
+
+/// A cursor at the value of the last key of `path`.
+fn at<'a>(body: &'a [u8], path: &[&str]) -> Option<Cursor<'a>> {
+    u32::try_from(body.len()).ok()?;
+    let mut cursor = Cursor::new(body, Surrogates::Any);
+    for (depth, key) in (0..).zip(path) {
+        enter_at(&mut cursor, depth, key)?;
+    }
+    Some(cursor)
 }
 
 /// Steps into the object that comes next, and on to the value of `wanted`.

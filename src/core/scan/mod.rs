@@ -251,8 +251,8 @@ pub enum Opening {
 }
 
 impl Opening {
-    /// What closes event, params and frame.
-    pub const EVENT_END: &[u8] = b"}}}";
+    /// What closes params and frame: something may stand behind the event.
+    pub const EVENT_END: &[u8] = b"}}";
     /// What closes the frame.
     pub const RESULT_END: &[u8] = b"}";
     /// No opening is longer than this.
@@ -306,6 +306,11 @@ impl Alike<'_> {
 #[inline]
 pub fn event_session(body: &[u8]) -> Option<&str> {
     prefix::event_session(body).and_then(|text| std::str::from_utf8(text).ok())
+}
+
+/// Whether a backend's frame holds `true` at `path`, as [`text_at`] finds a string.
+pub fn is_true_at(body: &[u8], path: &[&str]) -> bool {
+    head::is_true_at(body, path)
 }
 
 /// The string that a backend's frame holds at `path`, a key in the object of the key before it. Of

@@ -82,7 +82,7 @@ pub(super) fn event_of<'a>(body: &'a [u8], session: &[u8]) -> Option<(&'a [u8], 
 /// `{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"…","event":{"type":"…"…}}}`
 fn event(body: &[u8]) -> Option<Head> {
     let (session, event_type, at) = event_opening(body)?;
-    if !body[at..].ends_with(Opening::EVENT_END) {
+    if !is_closed(&body[at..]) {
         return None;
     }
     Some(Head {

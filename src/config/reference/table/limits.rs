@@ -41,7 +41,7 @@ pub(super) const KEYS: &[Key] = &[
         span(ms(100), HOUR),
         Absent::Value("30s"),
         Reload::NewConnections,
-        "From a message's first byte to its last. A backend that stops for so long in the \
+        "A client's message, from its first byte to its last. A backend that stops for so long in the \
          middle of one is ejected.",
     ),
     key(
