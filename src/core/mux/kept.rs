@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use std::time::Instant;
+
 use super::{
     Context, Mux,
     calls::Call,
@@ -54,6 +56,8 @@ pub(super) struct Repeat {
     pub(super) params: Box<str>,
     /// Of an interest: what the client calls it, and what the backend does now.
     pub(super) handle: Option<(String, String)>,
+    /// When it was made.
+    pub(super) at: Instant,
 }
 
 impl Kept {
@@ -158,6 +162,7 @@ impl Mux {
                         method: method.into(),
                         params: params.into(),
                         handle: handle.filter(|_| call.effect == Effect::Interest),
+                        at: cx.now,
                     }),
                     None => kept.tainted = true,
                 }
@@ -186,6 +191,7 @@ impl Mux {
                         method: call.method.as_str().into(),
                         params: params.into(),
                         handle: None,
+                        at: cx.now,
                     });
                 }
                 // If it was known as answered, another client was faster: the turn goes on.

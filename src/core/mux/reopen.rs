@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A session on its way back.
 #[derive(Debug)]
 pub(super) struct Reopening {
-    since: Instant,
+    pub(super) since: Instant,
     cause: Cause,
     /// The backend that had it.
     pub(super) from: BackendName,
@@ -40,9 +40,11 @@ pub(super) struct Reopening {
     /// It left nothing on disk, and was created again.
     created: bool,
     /// How many of the turn's answers were given again.
-    answered: usize,
+    pub(super) answered: usize,
     /// One of these was waited for still.
     wanted: bool,
+    /// One of these may be half on disk.
+    torn: bool,
     /// How many of [`Kept::repeats`](super::kept::Kept) were made.
     repeated: usize,
 }
@@ -93,6 +95,7 @@ impl Reopening {
             failures: 0,
             created: false,
             answered: 0,
+            torn: false,
             wanted: false,
             repeated: 0,
         }
@@ -401,6 +404,7 @@ impl Mux {
             self.left_while_opening(cx, key, own.slot, out);
             return;
         }
+        let lately = self.entries.get(key).is_some_and(Entry::answered_lately);
         let Some(reopening) = self.entries.get_mut(key).and_then(|e| e.reopening.as_mut()) else {
             return;
         };
@@ -409,6 +413,7 @@ impl Mux {
             Step::Answer => {
                 reopening.answered += 1;
                 let refused = memchr::memmem::find(answer.result, br#""success":false"#).is_some();
+                reopening.torn |= refused && lately;
                 reopening.wanted |= answer.succeeded && !refused;
                 self.ask_survivor(cx, key, out);
             }
@@ -420,10 +425,12 @@ impl Mux {
             }
             Step::IsProcessing => {
                 let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
+                let torn = reopening.torn;
                 // It waits for something that its client was never asked: the question was lost on
                 // its way, and nobody asks it again.
                 let unasked = !reopening.wanted && self.entries[key].asked.is_empty();
-                if over || unasked {
+                // Or for a tool that is known as answered, and whose result is lost.
+                if over || unasked || torn {
                     if !over {
                         self.entries[key].rest = Rest::Runs;
                     }

@@ -27,6 +27,11 @@ use crate::core::{
 /// else steering would wait for the turn that it wants to steer).
 pub(super) const STEERING_WAIT: Duration = Duration::from_millis(250);
 
+/// A busy server was seen to write the end of a tool's run 1.5 s behind the answer that ended it; in
+/// between both are flushed at different times (docs/protocol.md). With the time that it takes to
+/// give up a server that hangs.
+const TORN: Duration = Duration::from_secs(5);
+
 /// How many acknowledged sends of one turn are named when it is lost.
 pub(super) const MAX_UNSEEN: usize = 64;
 
@@ -217,6 +222,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Whether the answer that is being given again was given so shortly before its process died that
+    /// what it led to may not be on disk, even if the answer is.
+    pub(super) fn answered_lately(&self) -> bool {
+        let reopening = self.reopening.as_ref();
+        let given = reopening.and_then(|r| Some((r.since, self.answers.get(r.answered)?.at)));
+        given.is_some_and(|(lost, at)| lost.saturating_duration_since(at) < TORN)
+    }
+
     /// The first call that is held, to be held no more. An idle session keeps no room for them.
     pub(super) fn next_held(&mut self) -> Option<Held> {
         let held = self.held.pop_front();

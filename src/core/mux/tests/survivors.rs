@@ -327,3 +327,38 @@ fn a_late_answer_to_what_is_behind_a_turn_is_not_given_again() {
     rig.lose("a");
     assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
 }
+
+/// Of two tools one was answered, which is on disk, and its end is not: the next process waits for it
+/// for ever. Seen in real life under load, up to 1.5 s after the answer.
+#[test]
+fn a_turn_one_of_whose_tools_is_half_on_disk_does_not_go_on() {
+    for (since, survives) in [(0, false), (4, false), (10, true)] {
+        let mut rig = waiting_turn();
+        let asks = json!({"requestId": "r2"});
+        rig.backend("a", &event("s1", "external_tool.requested", asks));
+        rig.client(&answer(2, "r1"));
+        rig.backend("a", &result(2, json!({"success": true})));
+        let completed = json!({"requestId": "r1"});
+        rig.backend("a", &event("s1", "external_tool.completed", completed));
+        rig.said();
+        rig.pass(Duration::from_secs(since));
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        rig.silent();
+        grant(&mut rig, "b", "session.resume", json!({}));
+        let method = "session.tools.handlePendingToolCall";
+        grant(&mut rig, "b", method, json!({"success": false}));
+        let processing = json!({"processing": true});
+        grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+        if survives {
+            rig.silent();
+            assert_eq!(rig.mux.open_turns(), 1);
+            continue;
+        }
+        assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
+        grant(&mut rig, "b", "session.abort", json!({"success": true}));
+        assert_eq!(rig.mux.open_turns(), 0);
+        rig.client(&read(3, "s1"));
+        assert_eq!(rig.heard_ids("b"), [json!(3)]);
+    }
+}
