@@ -247,8 +247,11 @@ impl Commons for Desk {
     }
 
     fn is_in_turn(&self, now: Instant, session: &str) -> bool {
-        // What those of another process do stands in the directory alone.
-        self.turns.get(session).is_some() || self.store.lock().known(now, session).in_turn
+        // What those of another process do stands in the primary's directory alone. Who follows one
+        // does not know, and the one that it may hurt is somebody's turn.
+        self.turns.get(session).is_some()
+            || self.store.follows()
+            || self.store.lock().known(now, session).in_turn
     }
 
     fn may_be_new(&self, session: &str) -> bool {

@@ -162,7 +162,9 @@ impl Mux {
             return;
         };
         let answers = |call: &Call| call.effect == Effect::Answer;
-        if entry.asked.is_empty() || !self.calls.get(id).is_some_and(answers) {
+        let hold = self.locks.hold_of(&entry.id);
+        let hold = hold.filter(|hold| !hold.unasked.is_empty());
+        if entry.asked.is_empty() && hold.is_none() || !self.calls.get(id).is_some_and(answers) {
             return;
         }
         let Some(request) = head.places.request_id.as_ref().map(|text| text.get(body)) else {
@@ -170,6 +172,10 @@ impl Mux {
         };
         if let Some(asked) = entry.asked.iter_mut().find(|asked| asked.id == request) {
             asked.answered = true;
+        }
+        // What it inherited and knows of without having been asked here.
+        if let Some(hold) = hold {
+            hold.unasked.retain(|id| *id != request);
         }
     }
 
