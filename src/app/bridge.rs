@@ -247,11 +247,9 @@ impl Pool for Port {
 
     fn report_unreachable(&self, backend: &BackendName) {
         if files::are_out() {
-            // It is our own want, and tells nothing of the server.
-            self.1.record(&Event::LimitHit {
-                connection: None,
-                limit: files::OPEN_FILES,
-            });
+            // It is our own want, and tells nothing of the server. Counted only: how often it is
+            // met is the clients' choice, and each call that fails has a line of its own.
+            self.1.metrics().limit_hit(files::OPEN_FILES);
             return;
         }
         self.0.report_connect_failed(backend);

@@ -14,6 +14,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::transport::files;
+
 /// First line that the guard writes to its standard output, followed by the group's number.
 pub(super) const GROUP_LINE: &str = "taxiway guard: process group ";
 /// Between SIGTERM and SIGKILL. The CLI needs 0.15 s.
@@ -23,10 +25,22 @@ pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Exit code if the program cannot be started, as shells use it.
 const CANNOT_START: u8 = 127;
 
+/// Before the program: the limit of open files that it is to have.
+pub(super) const OPEN_FILES: &str = "--open-files=";
+
 /// Runs the program that `args` name (after an optional `--`) in a process group of its own and
 /// returns its exit code, 128 + n if signal n ended it. The group ends when standard input does.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let mut args = args.into_iter().skip_while(|arg| arg == "--");
+    let mut args = args.into_iter().peekable();
+    let limit = args
+        .peek()
+        .and_then(|arg| arg.to_str()?.strip_prefix(OPEN_FILES));
+    if let Some(limit) = limit.map(str::parse) {
+        args.next();
+        // Without it the program has more than it needs, no less.
+        let _more = limit.map(files::set);
+    }
+    let mut args = args.skip_while(|arg| arg == "--");
     let Some(program) = args.next() else {
         eprintln!("taxiway guard: no program is given");
         return ExitCode::from(CANNOT_START);

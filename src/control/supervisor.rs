@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::guard::{GRACE, GROUP_LINE, LAST_WORDS};
+use super::guard::{GRACE, GROUP_LINE, LAST_WORDS, OPEN_FILES};
 use crate::{
     config,
     core::{
@@ -35,6 +35,7 @@ use crate::{
         ring::placement_hash,
         snapshot::AdminState,
     },
+    transport::files,
 };
 
 /// What the CLI prints when it takes connections, before the port's number.
@@ -265,12 +266,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// This program's own guard command.
+/// This program's own guard command. What it runs has the limit of open files that this process was
+/// started with.
 pub fn own_guard() -> io::Result<Vec<OsString>> {
-    Ok(vec![
+    let mut guard = vec![
         env::current_exe()?.into_os_string(),
         OsString::from("guard"),
-    ])
+    ];
+    if let Some(files) = files::before() {
+        guard.push(format!("{OPEN_FILES}{files}").into());
+    }
+    Ok(guard)
 }
 
 /// The `copilot` program: `COPILOT_CLI_PATH`, else the first on `PATH`.

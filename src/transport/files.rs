@@ -5,6 +5,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd},
+    sync::OnceLock,
 };
 
 use rustix::{
@@ -22,6 +23,28 @@ const RESERVED: u64 = 32;
 /// Kept back from clients' connections besides, for those to servers.
 const FOR_UPSTREAM: u64 = 32;
 
+/// The limit before it was raised.
+static BEFORE: OnceLock<Option<u64>> = OnceLock::new();
+
+/// The limit that this process was started with, if it was [raised](raise) since: what programs that
+/// it starts expect. Some of them go through all numbers up to it.
+pub fn before() -> Option<u64> {
+    *BEFORE.get()?
+}
+
+/// Sets the limit, to what this process was started with for instance.
+///
+/// # Errors
+/// The system's, for one above the hard limit.
+pub fn set(current: u64) -> io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: Some(current),
+        maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, wanted)?)
+}
+
 /// Raises the limit as far as the system lets a process raise its own. Gives what is in force then;
 /// none = any number.
 pub fn raise() -> Option<u64> {
@@ -34,7 +57,10 @@ pub fn raise() -> Option<u64> {
         maximum,
     };
     match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => maximum,
+        Ok(()) => {
+            let _first = BEFORE.set(current);
+            maximum
+        }
         // Some systems tell of a maximum that they do not allow.
         Err(_) => current,
     }

@@ -97,14 +97,18 @@ async fn clients_beyond_the_limit_are_closed_and_the_others_served() {
 #[tokio::test]
 async fn what_cannot_be_reached_for_want_of_files_is_no_fault_of_a_server() {
     bounded(60, async {
-        let rig = Rig::with(2, Disks::Separate, |conf| conf).await;
+        let rig = Rig::with(2, Disks::Separate, |conf| {
+            // Blamed once, it would be down.
+            conf.set("health.unhealthy_after", "1")
+        })
+        .await;
         let client = rig.client().await;
         // Its connection to a server would take what is kept back.
         let most = allow(&rig, open(&rig) + 12);
         let params = serde_json::json!({ "sessionId": "wanted" });
         let refused = client.call("session.create", params).await.unwrap_err();
         assert_eq!(refused.data["retryable"], true, "{refused:?}");
-        // Were one blamed, it would be down by the next probe.
+        // Were one blamed, it would be down by now, and until the next probe.
         tokio::time::sleep(Duration::from_secs(1)).await;
         all_up(&rig).await;
         assert!(rig.admin().scrape().await.value(HIT) >= 1.0);
@@ -179,6 +183,33 @@ async fn the_limit_is_raised_and_too_low_a_one_is_told() {
             .find(|line| line.starts_with("Max open files"));
         let fields: Vec<&str> = line.unwrap().split_whitespace().collect();
         assert_eq!(fields[3], fields[4], "{fields:?}");
+    })
+    .await;
+}
+
+/// Programs that go through all numbers up to their limit take for ever with a raised one.
+#[tokio::test]
+async fn what_it_starts_has_the_limit_that_it_was_started_with() {
+    bounded(60, async {
+        let guarded = Command::new(env!("CARGO_BIN_EXE_taxiway"))
+            .args([
+                "guard",
+                "--open-files=77",
+                "--",
+                "sh",
+                "-c",
+                "ulimit -Sn; ulimit -Hn",
+            ])
+            .stdin(Stdio::piped())
+            .output();
+        let said = String::from_utf8(guarded.await.unwrap().stdout).unwrap();
+        let limits: Vec<&str> = said
+            .lines()
+            .filter(|line| !line.starts_with("taxiway"))
+            .collect();
+        assert_eq!(limits.len(), 2, "{said}");
+        assert_eq!(limits[0], "77", "{said}");
+        assert_ne!(limits[1], "77", "{said}");
     })
     .await;
 }
