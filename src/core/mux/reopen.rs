@@ -424,11 +424,14 @@ impl Mux {
                 self.next_errand(cx, key, out);
             }
             Step::IsProcessing => {
+                let (torn, wanted) = (reopening.torn, reopening.wanted);
                 let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
-                let torn = reopening.torn;
+                // Others who have it open would go on hearing it.
+                let session = self.entries[key].id.as_str();
+                let torn = torn && !cx.commons.has_others(session, self.id);
                 // It waits for something that its client was never asked: the question was lost on
                 // its way, and nobody asks it again.
-                let unasked = !reopening.wanted && self.entries[key].asked.is_empty();
+                let unasked = !wanted && self.entries[key].asked.is_empty();
                 // Or for a tool that is known as answered, and whose result is lost.
                 if over || unasked || torn {
                     if !over {

@@ -333,20 +333,26 @@ fn a_late_answer_to_what_is_behind_a_turn_is_not_given_again() {
 #[test]
 fn a_turn_one_of_whose_tools_is_half_on_disk_does_not_go_on() {
     for (since, survives) in [(0, false), (4, false), (10, true)] {
-        let mut rig = waiting_turn();
-        let asks = json!({"requestId": "r2"});
-        rig.backend("a", &event("s1", "external_tool.requested", asks));
-        rig.client(&answer(2, "r1"));
+        let mut rig = reopening::rig();
+        rig.open("alone-1", "a");
+        let data = json!({"messageId": "m1"});
+        rig.backend("a", &event("alone-1", "user.message", data));
+        for asks in ["r1", "r2"] {
+            let data = json!({"requestId": asks});
+            rig.backend("a", &event("alone-1", "external_tool.requested", data));
+        }
+        let params = json!({"sessionId": "alone-1", "requestId": "r1", "result": "x"});
+        let method = "session.tools.handlePendingToolCall";
+        rig.client(&request(2, method, params));
         rig.backend("a", &result(2, json!({"success": true})));
         let completed = json!({"requestId": "r1"});
-        rig.backend("a", &event("s1", "external_tool.completed", completed));
+        rig.backend("a", &event("alone-1", "external_tool.completed", completed));
         rig.said();
         rig.pass(Duration::from_secs(since));
-        rig.homes.insert("s1".into(), "b".into());
+        rig.homes.insert("alone-1".into(), "b".into());
         rig.lose("a");
         rig.silent();
         grant(&mut rig, "b", "session.resume", json!({}));
-        let method = "session.tools.handlePendingToolCall";
         grant(&mut rig, "b", method, json!({"success": false}));
         let processing = json!({"processing": true});
         grant(&mut rig, "b", "session.metadata.isProcessing", processing);
@@ -358,7 +364,7 @@ fn a_turn_one_of_whose_tools_is_half_on_disk_does_not_go_on() {
         assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
         grant(&mut rig, "b", "session.abort", json!({"success": true}));
         assert_eq!(rig.mux.open_turns(), 0);
-        rig.client(&read(3, "s1"));
+        rig.client(&read(3, "alone-1"));
         assert_eq!(rig.heard_ids("b"), [json!(3)]);
     }
 }
