@@ -17,7 +17,6 @@ use std::{
     hint::black_box,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    sync::Arc,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -25,12 +24,12 @@ use taxiway::core::{
     balance::{self, Load, Policy},
     frame::{Cut, Cutter, FrameLimits, write_header},
     ring, scan,
-    snapshot::{AdminState, Backend, Health, Mode, Snapshot},
+    snapshot::Backend,
 };
 
 mod stage;
 
-use stage::{Stage, event, framed, request, response};
+use stage::{Stage, event, framed, pool, request, response};
 
 /// Changes beyond that are told.
 const NOTABLE: f64 = 0.02;
@@ -172,26 +171,6 @@ fn turn(deltas: usize, locks: bool) -> Work {
     (1, Box::new(work))
 }
 
-fn pool(weight: fn(u32) -> u32) -> Vec<Backend> {
-    (0..100)
-        .map(|i| Backend {
-            name: format!("cli-{i}").into(),
-            address: Arc::from("127.0.0.1:4321"),
-            token: None,
-            weight: weight(i),
-            weight_permille: 1000,
-            admin: AdminState::Ready,
-            health: Health::Up,
-            removed: false,
-            released: false,
-            protocol_version: Some(3),
-            version: None,
-            task_kinds: Arc::from([]),
-            disk_read: true,
-        })
-        .collect()
-}
-
 fn keys() -> Vec<String> {
     (0..RUN)
         .map(|n| format!("59e32a26-9b05-4dee-9192-{n:012}"))
@@ -199,22 +178,17 @@ fn keys() -> Vec<String> {
 }
 
 fn first(weight: fn(u32) -> u32) -> Work {
-    let (backends, keys) = (pool(weight), keys());
+    let (pool, keys) = (pool::hundred(weight), keys());
     let work = move || {
         for key in &keys {
-            black_box(ring::first(key, &backends, Backend::takes_placements));
+            black_box(ring::first(key, &pool.backends, Backend::takes_placements));
         }
     };
     (u64::from(RUN), Box::new(work))
 }
 
 fn place(policy: Policy) -> Work {
-    let snapshot = Snapshot {
-        generation: 1,
-        mode: Mode::Sticky,
-        backends: pool(|_| 1),
-        panic: false,
-    };
+    let pool = pool::hundred(|_| 1);
     let loads: Vec<Load> = (0..100)
         .map(|n| Load {
             turns: n % 3,
@@ -224,7 +198,7 @@ fn place(policy: Policy) -> Work {
     let keys = keys();
     let work = move || {
         for key in &keys {
-            black_box(balance::place(policy, key, &snapshot, &loads, 7));
+            black_box(balance::place(policy, key, &pool, &loads, 7));
         }
     };
     (u64::from(RUN), Box::new(work))

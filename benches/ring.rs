@@ -1,36 +1,21 @@
 //! Cost of a placement's ranking over a hundred backends.
 
-use std::{hint::black_box, sync::Arc};
+use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use taxiway::core::{
-    ring,
-    snapshot::{AdminState, Backend, Health},
-};
+use taxiway::core::{ring, snapshot::Backend};
 
-fn pool(weight: impl Fn(u32) -> u32) -> Vec<Backend> {
-    (0..100)
-        .map(|i| Backend {
-            name: format!("cli-{i}").into(),
-            address: Arc::from("127.0.0.1:4321"),
-            token: None,
-            weight: weight(i),
-            weight_permille: 1000,
-            admin: AdminState::Ready,
-            health: Health::Up,
-            removed: false,
-            released: false,
-            protocol_version: Some(3),
-            version: None,
-            task_kinds: Arc::from([]),
-            disk_read: true,
-        })
-        .collect()
-}
+#[path = "stage/pool.rs"]
+mod pool;
 
 fn ring(c: &mut Criterion) {
     let key = "59e32a26-9b05-4dee-9192-8af7c5135372";
-    for (name, backends) in [("equal", pool(|_| 1)), ("mixed", pool(|i| i % 7 + 1))] {
+    let pools = [
+        ("equal", pool::hundred(|_| 1)),
+        ("mixed", pool::hundred(|n| n % 7 + 1)),
+    ];
+    for (name, pool) in pools {
+        let backends = pool.backends;
         c.bench_function(&format!("ring/first/100 {name}"), |b| {
             b.iter(|| ring::first(black_box(key), &backends, Backend::takes_placements));
         });

@@ -18,11 +18,13 @@ use taxiway::{
             Alone, Commons, Context, CreateExisting, Located, Mux, Outbox, Output, Over, Settings,
             SlotId,
         },
-        snapshot::{AdminState, Backend, Health, Mode, Snapshot},
+        snapshot::{Mode, Snapshot},
         turnlock::{Ask, Terms, Verdict},
     },
     store::Turns,
 };
+
+pub(crate) mod pool;
 
 /// The traffic's two ends and what is between.
 pub(crate) struct Stage {
@@ -94,32 +96,12 @@ impl Stage {
             last_turns: Duration::from_secs(600),
             access: Arc::default(),
         };
-        let backend = Backend {
-            name: "cli-1".into(),
-            address: Arc::from("127.0.0.1:4321"),
-            token: None,
-            weight: 1,
-            weight_permille: 1000,
-            admin: AdminState::Ready,
-            health: Health::Up,
-            removed: false,
-            released: false,
-            protocol_version: Some(3),
-            version: None,
-            task_kinds: Arc::from([]),
-            disk_read: true,
-        };
         let now = Instant::now();
         let peer = "127.0.0.1:50000".parse().expect("an address");
         let mut stage = Self {
             mux: Mux::new(ConnectionId(1), peer, now, &settings),
             settings,
-            snapshot: Snapshot {
-                generation: 1,
-                mode: Mode::SharedStorage,
-                backends: vec![backend],
-                panic: false,
-            },
+            snapshot: pool::snapshot(Mode::SharedStorage, vec![pool::backend("cli-1", 1)]),
             out: Outbox::new(),
             now,
             slot: None,

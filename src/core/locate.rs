@@ -319,35 +319,21 @@ fn is_random_uuid(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::core::snapshot::Health;
+    use crate::core::{snapshot::Health, testing};
 
     fn backend(name: &str, health: Health, disk_read: bool) -> Backend {
         Backend {
-            name: name.into(),
-            address: Arc::from("127.0.0.1:1"),
-            token: None,
-            weight: 1,
-            weight_permille: 1000,
-            admin: AdminState::Ready,
             health,
-            removed: false,
-            released: false,
-            protocol_version: Some(3),
-            version: None,
-            task_kinds: Arc::from([]),
             disk_read,
+            ..testing::backend(name, 1)
         }
     }
 
     fn pool(mode: Mode, backends: Vec<Backend>) -> Snapshot {
         Snapshot {
-            generation: 1,
             mode,
-            backends,
-            panic: false,
+            ..testing::snapshot(backends)
         }
     }
 

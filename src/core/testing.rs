@@ -23,6 +23,14 @@ pub(crate) fn backend(name: &str, weight: u32) -> Backend {
     }
 }
 
+/// Backends `cli-1`, `cli-2` and so on with these weights.
+pub(crate) fn backends(weights: &[u32]) -> Vec<Backend> {
+    let named = (1..).zip(weights);
+    named
+        .map(|(n, &w)| backend(&format!("cli-{n}"), w))
+        .collect()
+}
+
 /// A pool of these backends, which are put in order.
 pub(crate) fn snapshot(mut backends: Vec<Backend>) -> Snapshot {
     backends.sort_by(|a, b| a.name.cmp(&b.name));

@@ -5,17 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::{
     snapshot::{AdminState, Health},
-    testing::{backend, snapshot},
+    testing::{backends, snapshot},
 };
 
 fn pool(weights: &[u32]) -> Snapshot {
-    snapshot(
-        weights
-            .iter()
-            .enumerate()
-            .map(|(i, &w)| backend(&format!("cli-{i:02}"), w))
-            .collect(),
-    )
+    snapshot(backends(weights))
 }
 
 const POLICIES: [Policy; 5] = [

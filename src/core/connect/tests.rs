@@ -1,6 +1,9 @@
 //! Answers and texts as a CLI 1.0.102 gave them, asked for one by one.
 
-use crate::core::snapshot::{AdminState, Backend, Health, Mode};
+use crate::core::{
+    snapshot::{Backend, Health},
+    testing::{self, snapshot},
+};
 
 use super::*;
 
@@ -103,28 +106,10 @@ fn params_without_bound_are_refused() {
 
 fn backend(name: &str, protocol_version: u32, version: &str, kinds: &[&str]) -> Backend {
     Backend {
-        name: name.into(),
-        address: Arc::from("127.0.0.1:1"),
-        token: None,
-        weight: 1,
-        weight_permille: 1000,
-        admin: AdminState::Ready,
-        health: Health::Up,
-        removed: false,
-        released: false,
         protocol_version: Some(protocol_version),
         version: Some(Arc::from(version)),
         task_kinds: kinds.iter().map(|kind| Arc::from(*kind)).collect(),
-        disk_read: true,
-    }
-}
-
-fn pool(backends: Vec<Backend>) -> Snapshot {
-    Snapshot {
-        generation: 1,
-        mode: Mode::Sticky,
-        backends,
-        panic: false,
+        ..testing::backend(name, 1)
     }
 }
 
@@ -133,7 +118,7 @@ fn clients_are_told_what_all_usable_backends_can_do() {
     let all = ["agent", "shell", "client"];
     let mut down = backend("cli-4", 2, "0.9", &[]);
     down.health = Health::Down;
-    let facts = Facts::of(&pool(vec![
+    let facts = Facts::of(&snapshot(vec![
         backend("cli-1", 4, "1.0.102", &all),
         backend("cli-2", 3, "1.0.99", &all),
         backend("cli-3", 3, "1.0.104", &["shell", "agent"]),
@@ -143,12 +128,12 @@ fn clients_are_told_what_all_usable_backends_can_do() {
     assert_eq!(facts.protocol_version, 3);
     assert_eq!(&*facts.version, "1.0.99");
     assert_eq!(facts.task_kinds, ["agent", "shell"].map(Arc::from));
-    assert_eq!(Facts::of(&pool(vec![])), None);
+    assert_eq!(Facts::of(&snapshot(vec![])), None);
 }
 
 #[test]
 fn client_tasks_are_offered_only_to_those_who_name_them() {
-    let facts = Facts::of(&pool(vec![backend(
+    let facts = Facts::of(&snapshot(vec![backend(
         "a",
         3,
         "1.0.102",

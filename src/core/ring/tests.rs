@@ -5,17 +5,9 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::testing::backend;
+use crate::core::testing::{backend, backends as pool};
 
 const KEYS: usize = 100_000;
-
-fn pool(weights: &[u32]) -> Vec<Backend> {
-    weights
-        .iter()
-        .enumerate()
-        .map(|(i, &w)| backend(&format!("cli-{}", i + 1), w))
-        .collect()
-}
 
 fn all(_: &Backend) -> bool {
     true
