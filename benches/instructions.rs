@@ -23,8 +23,8 @@ use anyhow::{Context, bail, ensure};
 use taxiway::core::{
     balance::{self, Load, Policy},
     frame::{Cut, Cutter, FrameLimits, write_header},
-    ring, scan,
-    snapshot::Backend,
+    ring::{self, Among},
+    scan,
 };
 
 mod stage;
@@ -181,7 +181,8 @@ fn first(weight: fn(u32) -> u32) -> Work {
     let (pool, keys) = (pool::hundred(weight), keys());
     let work = move || {
         for key in &keys {
-            black_box(ring::first(key, &pool.backends, Backend::takes_placements));
+            let key = ring::placement_hash(key);
+            black_box(pool.backends.ring().first(key, Among::Open, |_| true));
         }
     };
     (u64::from(RUN), Box::new(work))

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use taxiway::core::{ring, snapshot::Backend};
+use taxiway::core::ring::{self, Among};
 
 #[path = "stage/pool.rs"]
 mod pool;
@@ -15,13 +15,16 @@ fn ring(c: &mut Criterion) {
         ("mixed", pool::hundred(|n| n % 7 + 1)),
     ];
     for (name, pool) in pools {
-        let backends = pool.backends;
+        let (backends, ring) = (&pool.backends, pool.backends.ring());
         c.bench_function(&format!("ring/first/100 {name}"), |b| {
-            b.iter(|| ring::first(black_box(key), &backends, Backend::takes_placements));
+            b.iter(|| {
+                let key = ring::placement_hash(black_box(key));
+                ring.first(key, Among::Open, |_| true)
+            });
         });
         let mut ranking = Vec::new();
         c.bench_function(&format!("ring/rank/100 {name}"), |b| {
-            b.iter(|| ring::rank(black_box(key), &backends, &mut ranking));
+            b.iter(|| ring::rank(black_box(key), backends, &mut ranking));
         });
     }
 }

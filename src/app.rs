@@ -626,7 +626,7 @@ fn rules(config: &Config) -> Rules {
 /// The pool of a configuration as it is when every backend is up and idle: for `taxiway check`.
 pub fn idle_pool(config: &Config) -> Snapshot {
     let managed = config.managed.as_ref().into_iter().flat_map(|m| m.names());
-    let mut backends: Vec<Backend> = managed
+    let backends: Vec<Backend> = managed
         .map(|name| config::Backend::new(name, ""))
         .chain(config.backends.iter().cloned())
         .map(|backend| Backend {
@@ -645,11 +645,10 @@ pub fn idle_pool(config: &Config) -> Snapshot {
             disk_read: true,
         })
         .collect();
-    backends.sort_by(|a, b| a.name.cmp(&b.name));
     Snapshot {
         generation: 0,
         mode: config.routing.mode,
-        backends,
+        backends: backends.into(),
         panic: false,
     }
 }

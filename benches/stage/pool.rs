@@ -24,12 +24,11 @@ pub(crate) fn backend(name: &str, weight: u32) -> Backend {
 }
 
 /// A pool of these.
-pub(crate) fn snapshot(mode: Mode, mut backends: Vec<Backend>) -> Snapshot {
-    backends.sort_by(|a, b| a.name.cmp(&b.name));
+pub(crate) fn snapshot(mode: Mode, backends: Vec<Backend>) -> Snapshot {
     Snapshot {
         generation: 1,
         mode,
-        backends,
+        backends: backends.into(),
         panic: false,
     }
 }

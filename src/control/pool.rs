@@ -152,7 +152,7 @@ impl Pool {
         let empty = Arc::new(Snapshot {
             generation: 0,
             mode: options.mode,
-            backends: Vec::new(),
+            backends: Vec::new().into(),
             panic: false,
         });
         let inner = Arc::new(Inner {
@@ -540,7 +540,7 @@ impl Inner {
         let snapshot = Arc::new(Snapshot {
             generation: state.generation,
             mode: self.mode,
-            backends,
+            backends: backends.into(),
             panic: limited.panic,
         });
         self.current.store(snapshot.clone());

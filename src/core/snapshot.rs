@@ -1,8 +1,11 @@
 //! The immutable picture of the pool that the control plane publishes and the data plane reads.
 
-use std::sync::Arc;
+use std::{fmt, ops::Deref, slice, sync::Arc};
 
-use super::id::{BackendName, Secret};
+use super::{
+    id::{BackendName, Secret},
+    ring::Ring,
+};
 
 /// Where the disks are, hence how sessions are routed (`routing.mode`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +95,63 @@ impl Backend {
     }
 }
 
+/// Backends in the order of their names, which are unique, and the [`Ring`] that sessions are placed
+/// by. The two are made together, so they never tell of different pools.
+#[derive(Clone)]
+pub struct Backends {
+    all: Vec<Backend>,
+    ring: Ring,
+}
+
+impl Backends {
+    /// What placements draw from.
+    #[inline]
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Other backends instead, made of these.
+    pub fn change(&mut self, change: impl FnOnce(&mut Vec<Backend>)) {
+        let mut all = std::mem::take(&mut self.all);
+        change(&mut all);
+        *self = Self::from(all);
+    }
+}
+
+impl From<Vec<Backend>> for Backends {
+    fn from(mut all: Vec<Backend>) -> Self {
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            ring: Ring::new(&all),
+            all,
+        }
+    }
+}
+
+impl Deref for Backends {
+    type Target = [Backend];
+
+    #[inline]
+    fn deref(&self) -> &[Backend] {
+        &self.all
+    }
+}
+
+impl<'a> IntoIterator for &'a Backends {
+    type Item = &'a Backend;
+    type IntoIter = slice::Iter<'a, Backend>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.all.iter()
+    }
+}
+
+impl fmt::Debug for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.all.fmt(f)
+    }
+}
+
 /// The pool at one moment. Never changed after publication.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -99,8 +159,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// `routing.mode`.
     pub mode: Mode,
-    /// Ordered by name, names unique.
-    pub backends: Vec<Backend>,
+    /// Who is in it.
+    pub backends: Backends,
     /// More backends are unhealthy than `health.max_ejected` allows to eject.
     pub panic: bool,
 }

@@ -31,13 +31,12 @@ pub(crate) fn backends(weights: &[u32]) -> Vec<Backend> {
         .collect()
 }
 
-/// A pool of these backends, which are put in order.
-pub(crate) fn snapshot(mut backends: Vec<Backend>) -> Snapshot {
-    backends.sort_by(|a, b| a.name.cmp(&b.name));
+/// A pool of these backends.
+pub(crate) fn snapshot(backends: Vec<Backend>) -> Snapshot {
     Snapshot {
         generation: 1,
         mode: Mode::Sticky,
-        backends,
+        backends: backends.into(),
         panic: false,
     }
 }

@@ -597,11 +597,11 @@ fn candidates(shared: &Shared, purpose: Purpose, avoid: &[BackendName]) -> Arc<S
         return snapshot;
     }
     let mut snapshot = Snapshot::clone(&snapshot);
-    for backend in &mut snapshot.backends {
-        if unprepared.contains(&backend.name) {
-            backend.admin = AdminState::Drain;
-        }
-    }
+    snapshot.backends.change(|backends| {
+        let unprepared = |b: &&mut Backend| unprepared.contains(&b.name);
+        let each = backends.iter_mut().filter(unprepared);
+        each.for_each(|b| b.admin = AdminState::Drain);
+    });
     Arc::new(snapshot)
 }
 
@@ -611,7 +611,8 @@ fn without(snapshot: &Arc<Snapshot>, avoid: &[BackendName]) -> Arc<Snapshot> {
         return snapshot.clone();
     }
     let mut snapshot = Snapshot::clone(snapshot);
-    snapshot.backends.retain(|b| !avoid.contains(&b.name));
+    let kept = |b: &Backend| !avoid.contains(&b.name);
+    snapshot.backends.change(|all| all.retain(kept));
     Arc::new(snapshot)
 }
 

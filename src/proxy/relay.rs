@@ -151,7 +151,8 @@ async fn serve(
             }
             Err(_) => {
                 shared.pool.report_unreachable(&backend);
-                pool.backends.retain(|b| b.name != backend);
+                pool.backends
+                    .change(|all| all.retain(|b| b.name != backend));
             }
         }
     };

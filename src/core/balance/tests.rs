@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::{
     snapshot::{AdminState, Health},
-    testing::{backends, snapshot},
+    testing::{backend, backends, snapshot},
 };
 
 fn pool(weights: &[u32]) -> Snapshot {
@@ -50,7 +50,7 @@ fn only_backends_that_take_placements_get_any() {
     for (what, spoil) in spoilt {
         for policy in POLICIES {
             let mut one = pool(&[1, 1, 1]);
-            spoil(&mut one.backends[1]);
+            one.backends.change(|all| spoil(&mut all[1]));
             let loads = fill(policy, &one, 60);
             assert_eq!(loads[1].sessions, 0, "{what} {policy:?}");
             assert!(
@@ -58,7 +58,7 @@ fn only_backends_that_take_placements_get_any() {
                 "{what} {policy:?}"
             );
 
-            one.backends.iter_mut().for_each(spoil);
+            one.backends.change(|all| all.iter_mut().for_each(spoil));
             assert_eq!(place(policy, "k", &one, &[], 7), None, "{what} {policy:?}");
         }
     }
@@ -78,13 +78,15 @@ fn sticky_says_hash_only_for_the_preferred_backend() {
         let (preferred, reason) = place(*policy, "alice", &three, &[], 0).unwrap();
         assert_eq!(reason, PlacementReason::Hash);
 
-        three.backends[preferred].health = Health::Down;
+        three
+            .backends
+            .change(|all| all[preferred].health = Health::Down);
         let (next, reason) = place(*policy, "alice", &three, &[], 0).unwrap();
         assert_ne!(next, preferred);
         assert_eq!(reason, PlacementReason::Bounded);
 
         // Out of the configuration: now the next one is what every replica prefers.
-        three.backends[preferred].removed = true;
+        three.backends.change(|all| all[preferred].removed = true);
         assert_eq!(
             place(*policy, "alice", &three, &[], 0),
             Some((next, PlacementReason::Hash))
@@ -180,7 +182,7 @@ fn an_idle_pool_is_not_entered_by_one_door() {
 #[test]
 fn a_ramping_backend_gets_its_part_only() {
     let mut three = pool(&[1, 1, 1]);
-    three.backends[0].weight_permille = 100;
+    three.backends.change(|all| all[0].weight_permille = 100);
     for policy in [Policy::LeastLoaded, Policy::RoundRobin] {
         let loads = sessions(&fill(policy, &three, 2100));
         assert!(loads[0].abs_diff(100) <= 2, "{policy:?}: {loads:?}");
@@ -237,7 +239,81 @@ fn round_robin_does_not_serve_one_backend_in_a_burst() {
     );
 }
 
+/// What each policy that looks at loads means, backend by backend along the whole ranking.
+fn plainly(policy: Policy, key: &str, pool: &Snapshot, loads: &[Load]) -> Option<usize> {
+    let mut ranking = Vec::new();
+    ring::rank(key, &pool.backends, &mut ranking);
+    ranking.retain(|&i| pool.backends[i].takes_placements());
+    if let Policy::Sticky { load_factor } = policy {
+        let all = ranking.iter();
+        let (weights, sessions) = all.fold((0.0, 1.0), |(weights, sessions), &i| {
+            let weight = f64::from(pool.backends[i].weight);
+            (
+                weights + weight,
+                sessions + f64::from(load(loads, i).sessions),
+            )
+        });
+        let fits = |&i: &usize| {
+            load_factor.is_none_or(|factor| {
+                let weight = f64::from(pool.backends[i].weight);
+                let capacity = (factor * sessions * weight / weights).ceil();
+                f64::from(load(loads, i).sessions) < capacity
+            })
+        };
+        return ranking
+            .iter()
+            .copied()
+            .find(fits)
+            .or(ranking.first().copied());
+    }
+    if policy == Policy::TwoChoices {
+        ranking.truncate(2);
+    }
+    let pace = match ranking.iter().any(|&i| load(loads, i).turns > 0) {
+        true => Pace::Busy,
+        false => Pace::Idle,
+    };
+    let all = ranking.iter();
+    let all = all.map(|&i| Contender::new(i, &pool.backends, loads, pace));
+    // The first of equal ones.
+    all.min_by(Contender::cmp_load).map(|best| best.index)
+}
+
 proptest! {
+    #[test]
+    fn placements_are_what_the_policies_say(
+        members in prop::collection::vec(
+            (
+                1u32..=3,
+                prop::sample::select(vec![1000u32, 1000, 1000, 500, 0]),
+                // Up, down, removed.
+                prop::sample::select(vec![0, 0, 0, 0, 0, 1, 2]),
+                (0u32..3, 0u32..4),
+            ),
+            0..24,
+        ),
+        loads in prop_oneof![Just(24usize), 0usize..24],
+        key in ".{0,12}",
+    ) {
+        let named = members.iter().enumerate();
+        let named = named.map(|(i, &(weight, weight_permille, state, _))| Backend {
+            weight_permille,
+            health: if state == 1 { Health::Down } else { Health::Up },
+            removed: state == 2,
+            ..backend(&format!("cli-{i:02}"), weight)
+        });
+        let pool = snapshot(named.collect());
+        let each = members.iter().map(|&(.., (turns, sessions))| Load { turns, sessions });
+        let loads: Vec<Load> = each.take(loads).collect();
+        for policy in &POLICIES[..4] {
+            prop_assert_eq!(
+                place(*policy, &key, &pool, &loads, 0).map(|(i, _)| i),
+                plainly(*policy, &key, &pool, &loads),
+                "{:?}", policy
+            );
+        }
+    }
+
     #[test]
     fn with_a_load_factor_no_backend_is_above_its_bound(
         weights in prop::collection::vec(1u32..=10, 1..8),
@@ -282,10 +358,12 @@ proptest! {
         policy in prop::sample::select(POLICIES.to_vec()),
     ) {
         let mut pool = pool(&members.iter().map(|m| m.0).collect::<Vec<_>>());
-        for (backend, member) in pool.backends.iter_mut().zip(&members) {
-            backend.weight_permille = member.1;
-            backend.health = if member.2 { Health::Up } else { Health::Down };
-        }
+        pool.backends.change(|all| {
+            for (backend, member) in all.iter_mut().zip(&members) {
+                backend.weight_permille = member.1;
+                backend.health = if member.2 { Health::Up } else { Health::Down };
+            }
+        });
         let loads = vec![Load { turns: load.0, sessions: load.1 }; loads];
         match place(policy, "key", &pool, &loads, ticket) {
             Some((i, _)) => prop_assert!(members[i].2),

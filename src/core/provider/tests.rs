@@ -143,9 +143,9 @@ fn what_is_in_force_is_due_on_every_process_that_does_not_know_it() {
     // It stays in force when the client has left.
     board.leave(A);
     assert_eq!(board.due(&name("cli-2")), [(LLM, old.clone())]);
-    pool.backends[1].health = Health::Down;
+    pool.backends.change(|all| all[1].health = Health::Down);
     assert!(board.unprepared(&pool).is_empty());
-    pool.backends[1].health = Health::Up;
+    pool.backends.change(|all| all[1].health = Health::Up);
     board.registered(&name("cli-2"), LLM, &old);
 
     // A claim with other params that fails on one backend is taken back on the other.

@@ -5,19 +5,29 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::testing::{backend, backends as pool};
+use crate::core::{
+    id::BackendName,
+    snapshot::{Backends, Health},
+    testing::{backend, backends as pool},
+};
 
 const KEYS: usize = 100_000;
 
-fn all(_: &Backend) -> bool {
-    true
+fn placed(keys: impl Iterator<Item = String>, backends: &[Backend]) -> Vec<BackendName> {
+    let pool = Backends::from(backends.to_vec());
+    let first = |key: String| {
+        let place = pool.ring().first(placement_hash(&key), Among::Open, all);
+        pool[place.expect("the pool is not empty")].name.clone()
+    };
+    keys.map(first).collect()
 }
 
-fn winners(backends: &[Backend]) -> Vec<&BackendName> {
-    (0..KEYS)
-        .map(|k| first(&format!("user-{k}"), backends, all).expect("the pool is not empty"))
-        .map(|i| &backends[i].name)
-        .collect()
+fn winners(backends: &[Backend]) -> Vec<BackendName> {
+    placed((0..KEYS).map(|k| format!("user-{k}")), backends)
+}
+
+fn all(_: usize) -> bool {
+    true
 }
 
 /// The pools of the golden file. Weights, names that share prefixes, and one beyond ASCII.
@@ -117,7 +127,7 @@ fn a_new_backend_takes_its_share_and_moves_nothing_else() {
         let mut moved = 0;
         for (old, new) in winners(&before).into_iter().zip(winners(&after)) {
             if old != new {
-                assert_eq!(new, joined, "a key moved between two old backends");
+                assert_eq!(&new, joined, "a key moved between two old backends");
                 moved += 1;
             }
         }
@@ -143,7 +153,7 @@ fn weights_are_respected() {
         let total: u32 = weights.iter().sum();
         let won = winners(&backends);
         for backend in &backends {
-            let share = won.iter().filter(|n| **n == &backend.name).count() as f64 / KEYS as f64;
+            let share = won.iter().filter(|n| **n == backend.name).count() as f64 / KEYS as f64;
             let fair = f64::from(backend.weight) / f64::from(total);
             assert!(
                 (share - fair).abs() < 0.006,
@@ -160,6 +170,30 @@ fn a_larger_weight_only_attracts() {
     let after = pool(&[2, 2, 3, 2]);
     for (old, new) in winners(&before).into_iter().zip(winners(&after)) {
         assert!(old == new || new.as_str() == "cli-3");
+    }
+}
+
+/// No two names are known that draw alike, so these seats have none.
+#[test]
+fn of_equal_draws_the_lesser_name_ranks_first() {
+    let run = |weight, permille, seats: &[u32]| Run {
+        weight,
+        permille,
+        seats: seats.iter().map(|&index| Seat { name: 5, index }).collect(),
+    };
+    let ring = |open| Ring {
+        open,
+        shut: Vec::new(),
+    };
+    let one = ring(vec![run(1, 1000, &[3, 4, 7])]);
+    let two = ring(vec![run(1, 1000, &[4, 7]), run(1, 100, &[3, 8])]);
+    // The key that is as its name draws the least there is: from 0, which has no logarithm.
+    for key in [5, 6, 7] {
+        for ring in [&one, &two] {
+            assert_eq!(ring.first(key, Among::Open, all), Some(3));
+            assert_eq!(ring.first(key, Among::Open, |i| i > 3), Some(4));
+            assert_eq!(ring.first_two(key), [Some(3), Some(4)]);
+        }
     }
 }
 
@@ -186,18 +220,45 @@ proptest! {
     }
 
     #[test]
-    fn first_is_the_first_in_rank_that_passes(
+    fn the_ring_agrees_with_the_ranking(
         key in ".{0,40}",
-        members in prop::collection::vec((1u32..=50, prop::bool::weighted(0.8)), 0..60),
+        members in prop::collection::btree_map(
+            prop_oneof!["cli-[0-9]{1,2}", "[a-zß]{0,3}"],
+            (
+                prop_oneof![3 => 1u32..=4, 1 => any::<u32>()],
+                prop::sample::select(vec![1000u32, 1000, 100, 0]),
+                // Up, down, removed; and whether it passes.
+                prop::sample::select(vec![0, 0, 0, 0, 1, 2]),
+                prop::bool::weighted(0.6),
+            ),
+            0..60,
+        ),
     ) {
-        let backends = pool(&members.iter().map(|m| m.0).collect::<Vec<_>>());
-        let passes = |b: &Backend| {
-            backends.iter().position(|x| x.name == b.name).is_some_and(|i| members[i].1)
-        };
+        let made = members.iter().map(|(name, &(weight, permille, state, _))| Backend {
+            weight_permille: permille,
+            health: if state == 1 { Health::Down } else { Health::Up },
+            removed: state == 2,
+            ..backend(name, weight)
+        });
+        let mut backends: Vec<_> = made.collect();
+        backends.reverse();
+        let pool = Backends::from(backends);
+        let passes: Vec<bool> = members.values().map(|member| member.3).collect();
         let mut ranking = Vec::new();
-        rank(&key, &backends, &mut ranking);
-        let expected = ranking.into_iter().find(|&i| members[i].1);
-        prop_assert_eq!(first(&key, &backends, passes), expected);
+        rank(&key, &pool, &mut ranking);
+
+        let (hash, ring) = (placement_hash(&key), pool.ring());
+        let open: Vec<usize> = ranking.iter().copied().filter(|&i| pool[i].takes_placements()).collect();
+        let configured: Vec<usize> = ranking.iter().copied().filter(|&i| !pool[i].removed).collect();
+        for (among, expected) in [(Among::Open, &open), (Among::Configured, &configured)] {
+            prop_assert_eq!(ring.first(hash, among, all), expected.first().copied());
+            let expected = expected.iter().copied().find(|&i| passes[i]);
+            prop_assert_eq!(ring.first(hash, among, |i| passes[i]), expected);
+        }
+        prop_assert_eq!(ring.first_two(hash), [0, 1].map(|n| open.get(n).copied()));
+        for two in ranking.windows(2) {
+            prop_assert_eq!(cmp_rank(hash, &pool[two[0]], &pool[two[1]]), Ordering::Less);
+        }
     }
 
     #[test]
@@ -210,11 +271,9 @@ proptest! {
         let gone = gone % backends.len();
         let mut left = backends.clone();
         left.remove(gone);
-        for k in 0..200 {
-            let key = format!("{salt}-{k}");
-            let old = &backends[first(&key, &backends, all).unwrap()].name;
-            let new = &left[first(&key, &left, all).unwrap()].name;
-            prop_assert!(old == new || *old == backends[gone].name);
+        let keys = || (0..200).map(|k| format!("{salt}-{k}"));
+        for (old, new) in placed(keys(), &backends).into_iter().zip(placed(keys(), &left)) {
+            prop_assert!(old == new || old == backends[gone].name);
         }
     }
 }

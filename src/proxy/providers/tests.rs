@@ -413,8 +413,7 @@ async fn a_backend_that_refuses_fails_the_claim_and_is_named() {
     // Nobody there at all.
     taxiway.pool.change(|pool| {
         pool.backends
-            .iter_mut()
-            .for_each(|b| b.health = Health::Down)
+            .change(|all| all.iter_mut().for_each(|b| b.health = Health::Down));
     });
     let answer = client.call("sessionFs.setProvider", json!({})).await;
     assert_eq!(answer["error"]["code"], -32010);
@@ -480,13 +479,15 @@ async fn a_backend_that_joins_is_registered_and_one_that_is_removed_let_go() {
     taxiway.pool.change(|pool| {
         let mut joined = testing::backend("cli-2", 1);
         joined.address = two.address.to_string().into();
-        pool.backends.push(joined);
+        pool.backends.change(|all| all.push(joined));
     });
     assert_eq!(two.heard().await["params"], json!({"foo": 1}));
     taxiway.prepared().await;
     two.ask(LLM, &request(1, START, json!({"requestId": "r"})));
     assert_eq!(client.asked().await["params"]["requestId"], "r");
-    taxiway.pool.change(|pool| pool.backends.truncate(1));
+    taxiway
+        .pool
+        .change(|pool| pool.backends.change(|all| all.truncate(1)));
     soon(async {
         while taxiway.shared.providers.inner.links().len() > 1 {
             tokio::task::yield_now().await;

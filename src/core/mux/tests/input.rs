@@ -262,7 +262,7 @@ fn ping_and_connect_are_answered_here() {
     assert_eq!(rig.error(), (json!(1), -32003));
     rig.client(&request(2, "connect", json!({"unknown": 1})));
     assert_eq!(rig.error(), (json!(2), -32602));
-    rig.snapshot.backends.clear();
+    rig.snapshot.backends.change(Vec::clear);
     rig.client(&request(3, "connect", json!({})));
     assert_eq!(rig.error(), (json!(3), -32010));
     assert!(rig.connects.is_empty() && rig.locates.is_empty());

@@ -48,7 +48,10 @@ fn a_request_is_located_connected_greeted_and_forwarded_unchanged() {
 #[test]
 fn the_handshake_carries_the_clients_options_and_the_backends_token() {
     let mut rig = Rig::manual();
-    rig.snapshot.backends[0].token = Some(crate::core::id::Secret::new("t0ken"));
+    let token = crate::core::id::Secret::new("t0ken");
+    rig.snapshot
+        .backends
+        .change(|all| all[0].token = Some(token));
     let params = json!({"supportedTaskKinds": ["client"], "clientInfo": {"editorName": "x"}});
     rig.client(&request(0, "connect", params));
     assert_eq!(rig.said_one()["result"]["protocolVersion"], json!(3));
@@ -93,7 +96,8 @@ fn each_backend_has_one_upstream_connection_however_many_sessions() {
     // A call that any backend may serve uses what is there, if the pool still wants it.
     rig.client(&request(9, "status.get", json!({})));
     assert_eq!(rig.heard_ids("a"), [json!(9)]);
-    rig.snapshot.backends[0].health = crate::core::snapshot::Health::Down;
+    let down = crate::core::snapshot::Health::Down;
+    rig.snapshot.backends.change(|all| all[0].health = down);
     rig.client(&request(10, "status.get", json!({})));
     assert_eq!(rig.heard_ids("a"), [Value::Null; 0]);
     assert_eq!(rig.heard_ids("b"), [json!(10)]);

@@ -78,18 +78,17 @@ impl World {
     fn publish(&mut self, server: usize, health: Health, released: bool) {
         let name = self.name(server);
         let mut snapshot = Snapshot::clone(&self.snapshot);
-        let backend = snapshot
-            .backends
-            .iter_mut()
-            .find(|b| b.name == name)
-            .unwrap();
+        let backend = snapshot.get(&name).unwrap();
         if backend.health == health && backend.released == released {
             return;
         }
         let came_up = health == Health::Up && backend.health != Health::Up;
         let was_released = backend.released;
-        backend.health = health;
-        backend.released = released;
+        snapshot.backends.change(|all| {
+            let backend = all.iter_mut().find(|b| b.name == name).unwrap();
+            backend.health = health;
+            backend.released = released;
+        });
         snapshot.generation += 1;
         self.snapshot = Arc::new(snapshot);
         self.note(|| format!("pool: {name} is {health:?}, released: {released}"));

@@ -197,7 +197,9 @@ impl World {
 
     fn candidates(&self, avoid: &[BackendName]) -> Snapshot {
         let mut snapshot = Snapshot::clone(&self.snapshot);
-        snapshot.backends.retain(|b| !avoid.contains(&b.name));
+        snapshot
+            .backends
+            .change(|all| all.retain(|b| !avoid.contains(&b.name)));
         snapshot
     }
 
