@@ -32,7 +32,7 @@ pub struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     telemetry: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    client_info: Option<ClientInfo>,
+    client_info: Option<Box<ClientInfo>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     supported_task_kinds: Option<Vec<TaskKind>>,
 }

@@ -5,11 +5,9 @@
 //! requests 1, 2, 3 … per connection (PROTOCOL §2), so two of them always collide: these get
 //! positive integers of ours, which is the only form that every SDK can read.
 
-use std::{collections::HashMap, hash::Hash};
+use std::hash::Hash;
 
-use ahash::RandomState;
-
-use super::scan::Id;
+use super::{rare::Rare, scan::Id};
 
 /// Longest string id kept without a heap allocation: a UUID and a little more.
 const INLINE: usize = 38;
@@ -119,7 +117,7 @@ pub struct Calls<T> {
     /// All of them, while there are few.
     few: Vec<(RequestId, T)>,
     /// All of them, once there were more, until there is none.
-    many: HashMap<RequestId, T, RandomState>,
+    many: Rare<RequestId, T>,
     /// Sum of what the ids keep on the heap.
     id_bytes: usize,
 }
@@ -128,13 +126,36 @@ impl<T> Default for Calls<T> {
     fn default() -> Self {
         Self {
             few: Vec::new(),
-            many: HashMap::default(),
+            many: Rare::default(),
             id_bytes: 0,
         }
     }
 }
 
+/// Memory for a few [`Calls`], without any in it.
+#[derive(Debug)]
+pub struct CallsMemory<T>(Vec<(RequestId, T)>);
+
 impl<T> Calls<T> {
+    /// Whether there is no call, and no memory for any.
+    #[inline]
+    pub fn owns_nothing(&self) -> bool {
+        self.few.capacity() == 0 && self.many.is_empty()
+    }
+
+    /// Takes memory for calls to come; for one that owns nothing.
+    #[inline]
+    pub fn lend(&mut self, memory: CallsMemory<T>) {
+        self.few = memory.0;
+    }
+
+    /// That memory, if there is any and no call is in it.
+    #[inline]
+    pub fn give_back(&mut self) -> Option<CallsMemory<T>> {
+        let is_free = self.few.is_empty() && self.few.capacity() > 0;
+        is_free.then(|| CallsMemory(std::mem::take(&mut self.few)))
+    }
+
     /// Bytes of ids that are too long to be kept inline: a peer may make them as long as a frame.
     pub fn id_bytes(&self) -> usize {
         self.id_bytes
@@ -203,9 +224,6 @@ impl<T> Calls<T> {
         if call.is_some() {
             self.id_bytes -= id.heap_bytes();
         }
-        if self.many.is_empty() && self.many.capacity() > 64 {
-            self.many.shrink_to(0);
-        }
         call
     }
 
@@ -242,14 +260,14 @@ impl<T> Calls<T> {
 #[derive(Debug)]
 pub struct BackendRequests<U, T> {
     next: u64,
-    table: HashMap<u64, (U, Box<[u8]>, T), RandomState>,
+    table: Rare<u64, (U, Box<[u8]>, T)>,
 }
 
 impl<U, T> Default for BackendRequests<U, T> {
     fn default() -> Self {
         Self {
             next: 1,
-            table: HashMap::default(),
+            table: Rare::default(),
         }
     }
 }
@@ -306,6 +324,8 @@ impl<U: Copy + PartialEq, T> BackendRequests<U, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -20,6 +20,7 @@ pub mod peer;
 pub mod penalty;
 pub mod provider;
 pub mod proxy_header;
+pub mod rare;
 pub mod release;
 pub mod reopen;
 pub mod replay;

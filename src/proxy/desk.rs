@@ -8,12 +8,12 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 
 use super::{
-    Hub, Rules, Shared,
+    Hub, Shared,
     hub::Message,
-    quota::{Account, Quota, Thing},
+    quota::{Account, Thing},
 };
 use crate::{
     core::{
@@ -23,15 +23,12 @@ use crate::{
         mux::{Commons, Over},
         turnlock::{Ask, Parting, Verdict},
     },
-    store::{Store, Turns},
+    store::Store,
 };
 
 /// Where a connection asks. Dropped, it gives back all that was counted for it.
 pub(super) struct Desk {
-    store: Store,
-    turns: Turns,
-    quota: Quota,
-    rules: Arc<ArcSwap<Rules>>,
+    shared: Arc<Shared>,
     address: IpAddr,
     /// Who it is, once that is known.
     guest: OnceLock<Guest>,
@@ -52,12 +49,9 @@ struct Taken {
 }
 
 impl Desk {
-    pub(super) fn new(shared: &Shared, address: IpAddr) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, address: IpAddr) -> Self {
         Self {
-            store: shared.store.clone(),
-            turns: shared.store.turns().clone(),
-            quota: shared.quota.clone(),
-            rules: shared.rules.clone(),
+            shared,
             address,
             guest: OnceLock::new(),
             taken: Mutex::default(),
@@ -96,7 +90,7 @@ impl Desk {
         let Some(guest) = self.guest.get() else {
             return Ok(());
         };
-        let rules = self.rules.load();
+        let rules = self.shared.rules.load();
         let of = |caps: &Caps| match thing {
             Thing::Session => caps.sessions,
             Thing::Turn => caps.turns,
@@ -108,7 +102,7 @@ impl Desk {
                 let session = session.map(SessionId::as_str);
                 let person = rules.mux.access.person_for(principal, session);
                 if person != principal.person() {
-                    each(&self.quota.account(&person), of(&rules.caps))?;
+                    each(&self.shared.quota.account(&person), of(&rules.caps))?;
                 }
                 principal.caps
             }
@@ -193,13 +187,13 @@ impl Commons for Desk {
             guest.principal.store(principal.cloned());
             return Ok(());
         }
-        let rules = self.rules.load();
+        let rules = self.shared.rules.load();
         let (person, caps) = match principal {
             Some(principal) => (principal.person(), principal.caps.or(rules.caps)),
             // Nobody says who he is: those of one address are one.
             None => (Person::new("", &self.address.to_string()), rules.caps),
         };
-        let account = self.quota.account(&person);
+        let account = self.shared.quota.account(&person);
         account.enter(caps.connections)?;
         let principal = ArcSwapOption::new(principal.cloned());
         let guest = Guest { principal, account };
@@ -213,7 +207,7 @@ impl Commons for Desk {
         let Some(guest) = self.guest.get() else {
             return Ok(());
         };
-        let rules = self.rules.load();
+        let rules = self.shared.rules.load();
         let own = guest.principal.load().as_ref().map(|p| p.caps);
         let caps = own.unwrap_or_default().or(rules.caps);
         guest.account.spend(&caps, bytes, rules.mux.frame.frame)
@@ -234,24 +228,24 @@ impl Commons for Desk {
     }
 
     fn ask_turn(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
-        self.turns.ask(now, session, ask)
+        self.shared.store.turns().ask(now, session, ask)
     }
 
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool {
-        self.turns.may_end(session, by, user)
+        self.shared.store.turns().may_end(session, by, user)
     }
 
     fn has_others(&self, session: &str, than: ConnectionId) -> bool {
-        let holders = self.store.lock().holders(session);
+        let holders = self.shared.store.lock().holders(session);
         holders.into_iter().any(|holder| holder != than)
     }
 
     fn is_in_turn(&self, now: Instant, session: &str) -> bool {
         // What those of another process do stands in the primary's directory alone. Who follows one
         // does not know, and the one that it may hurt is somebody's turn.
-        self.turns.get(session).is_some()
-            || self.store.follows()
-            || self.store.lock().known(now, session).in_turn
+        self.shared.store.turns().get(session).is_some()
+            || self.shared.store.follows()
+            || self.shared.store.lock().known(now, session).in_turn
     }
 
     fn may_be_new(&self, session: &str) -> bool {
@@ -259,8 +253,8 @@ impl Commons for Desk {
             .guest
             .get()
             .and_then(|guest| guest.principal.load_full());
-        let rules = self.rules.load();
-        let directory = self.store.lock();
+        let rules = self.shared.rules.load();
+        let directory = self.shared.store.lock();
         let person = directory.person(Instant::now(), session);
         let person = person.map(|person| &**person);
         let judged = rules

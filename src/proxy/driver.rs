@@ -15,9 +15,9 @@ mod searches;
 mod tally;
 mod timer;
 mod upstreams;
+mod work;
 
 use std::{
-    collections::HashMap,
     io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
@@ -26,13 +26,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Sleep;
 
 use self::{
     ears::Ears,
     searches::Searches,
     upstreams::{End, Upstream},
+    work::Work,
 };
 use super::{
     Rules, Shared,
@@ -44,7 +44,6 @@ use super::{
     locator::Found,
     outbuf::OutBuf,
     pacer::Permit,
-    port::Boxed,
     readbuf::{self, carry_over, give_back, keep_rest, read, restore, take_buffer},
     services,
 };
@@ -55,6 +54,7 @@ use crate::{
         event::{Event, NotAdmitted, PlacementReason},
         id::{ConnectionId, SessionId},
         mux::{Context, Dest, Mux, Outbox, Output, Served, SlotId},
+        rare::Rare,
         snapshot::Snapshot,
     },
     transport::Stream,
@@ -85,7 +85,7 @@ enum Done {
 
 /// The task of one client connection.
 pub struct Driver {
-    shared: Shared,
+    shared: Arc<Shared>,
     rules: Arc<Rules>,
     id: ConnectionId,
     peer: SocketAddr,
@@ -106,7 +106,7 @@ pub struct Driver {
     upstreams: Vec<Option<Upstream>>,
     /// The one that is read first next time: where the client was full last.
     first_read: usize,
-    work: FuturesUnordered<Boxed<Done>>,
+    work: Work,
     mailbox: Arc<Mailbox>,
     sleep: Pin<Box<Sleep>>,
     armed: Option<Instant>,
@@ -126,14 +126,14 @@ pub struct Driver {
     /// Why it came to nothing, if not for a reason of the multiplexer's.
     not_admitted: Option<NotAdmitted>,
     /// Until it has proved who it is, where it has to.
-    seat: Option<Seat>,
+    seat: Option<Box<Seat>>,
     error_lines: ErrorLines,
     searches: Searches,
     ears: Ears,
     /// One for each session that is being opened again.
-    permits: HashMap<SessionId, Permit>,
+    permits: Rare<SessionId, Permit>,
     /// What proved who the client is.
-    proved: Option<Proved>,
+    proved: Option<Box<Proved>>,
     /// The rules are new: who the client is has to be judged again.
     rejudge: bool,
     /// Frames behind a `connect` wait in `client_in` until that is answered.
@@ -143,7 +143,7 @@ pub struct Driver {
 impl Driver {
     /// The task of a connection that was just accepted.
     pub(super) fn new(
-        shared: Shared,
+        shared: Arc<Shared>,
         id: ConnectionId,
         peer: SocketAddr,
         client: Stream,
@@ -153,7 +153,7 @@ impl Driver {
         let now = Instant::now();
         let mux = Mux::new(id, peer, now, &rules.mux);
         let mailbox = shared.hub.join(id);
-        let desk = Arc::new(Desk::new(&shared, peer.ip()));
+        let desk = Arc::new(Desk::new(shared.clone(), peer.ip()));
         Self {
             shared,
             id,
@@ -169,7 +169,7 @@ impl Driver {
             client_is_quiet: false,
             upstreams: Vec::new(),
             first_read: 0,
-            work: FuturesUnordered::new(),
+            work: Work::default(),
             mailbox,
             sleep: Box::pin(tokio::time::sleep_until(now.into())),
             armed: None,
@@ -182,11 +182,11 @@ impl Driver {
             said_opened: false,
             said_closed: false,
             not_admitted: None,
-            seat,
+            seat: seat.map(Box::new),
             error_lines: ErrorLines::default(),
             searches: Searches::default(),
             ears: Ears::default(),
-            permits: HashMap::new(),
+            permits: Rare::default(),
             proved: None,
             rejudge: false,
             has_unread: false,
@@ -413,7 +413,7 @@ impl Driver {
     fn carry_out(&mut self, cx: &Context<'_>, output: Output) {
         let Shared {
             store, observer, ..
-        } = &self.shared;
+        } = &*self.shared;
         match output {
             Output::Connect { slot, backend } => self.connect(slot, &backend),
             Output::CloseUpstream { slot } => self.drop_upstream(slot),
@@ -574,9 +574,7 @@ impl Driver {
     fn poll_work(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
         let mut progress = false;
         self.end_forgotten_searches();
-        while !self.work.is_empty()
-            && let Poll::Ready(Some(done)) = self.work.poll_next_unpin(task)
-        {
+        while let Some(done) = self.work.poll_next(task) {
             progress = true;
             self.ears.rejudges |= self.ears.unsettled;
             match done {

@@ -72,7 +72,7 @@ impl Default for Connections {
 /// The task of a connection whose certificate, if it has shown one, says who it is. One that is
 /// nobody's proves nothing: a token may still.
 fn driver(
-    shared: Shared,
+    shared: Arc<Shared>,
     id: ConnectionId,
     client: SocketAddr,
     stream: Stream,
@@ -108,6 +108,7 @@ impl Connections {
 
     /// Accepts until `stop`.
     pub async fn accept(&self, listener: TcpListener, shared: Shared, stop: CancellationToken) {
+        let shared = Arc::new(shared);
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
@@ -129,7 +130,7 @@ impl Connections {
         }
     }
 
-    fn start(&self, stream: TcpStream, peer: SocketAddr, shared: &Shared) {
+    fn start(&self, stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         let rules = shared.rules.load();
         let (observer, doorman) = (&shared.observer, &shared.doorman);
         if let Err(closed) = rules.front.admit(peer) {

@@ -14,34 +14,31 @@ use crate::transport::Stream;
 /// At most this many slices go into one `writev`.
 const SLICES: usize = 64;
 
-/// What is left to write on one socket, in order. Owns no memory while empty.
+/// What is left to write on one socket, in order. Mostly nothing: then it is one pointer.
 #[derive(Debug, Default)]
-pub(super) struct OutBuf {
+pub(super) struct OutBuf(Option<Box<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
     bytes: Vec<u8>,
     start: usize,
     /// Since when the socket has taken nothing although something waits.
     stalled_since: Option<Instant>,
-    /// The socket has taken bytes that it has not given to the system: TLS keeps some.
-    unsent: bool,
 }
 
 impl OutBuf {
     pub(super) fn len(&self) -> usize {
-        self.bytes.len() - self.start
+        let waiting = self.0.as_ref();
+        waiting.map_or(0, |waiting| waiting.bytes.len() - waiting.start)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.start == self.bytes.len() && !self.unsent
+        self.0.is_none()
     }
 
     /// Since when nothing was taken.
     pub(super) fn stalled_since(&self) -> Option<Instant> {
-        self.stalled_since
-    }
-
-    /// Keeps `bytes` for later.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.0.as_ref()?.stalled_since
     }
 
     /// Writes what waits.
@@ -67,34 +64,41 @@ impl OutBuf {
         now: Instant,
         cx: &mut Context<'_>,
     ) -> io::Result<()> {
-        while self.start < self.bytes.len() {
-            match Pin::new(&mut *socket).poll_write(cx, &self.bytes[self.start..]) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(n)) => {
-                    self.start += n;
-                    self.stalled_since = None;
-                }
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => {
-                    self.stalled_since.get_or_insert(now);
-                    if self.start > self.bytes.len() / 2 {
-                        self.bytes.drain(..self.start);
-                        self.start = 0;
+        if let Some(waiting) = &mut self.0 {
+            while waiting.start < waiting.bytes.len() {
+                match Pin::new(&mut *socket).poll_write(cx, &waiting.bytes[waiting.start..]) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(n)) => {
+                        waiting.start += n;
+                        waiting.stalled_since = None;
                     }
-                    return Ok(());
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => {
+                        waiting.stalled_since.get_or_insert(now);
+                        if waiting.start > waiting.bytes.len() / 2 {
+                            waiting.bytes.drain(..waiting.start);
+                            waiting.start = 0;
+                        }
+                        return Ok(());
+                    }
                 }
             }
+            (waiting.bytes, waiting.start) = (Vec::new(), 0);
         }
-        self.bytes = Vec::new();
-        self.start = 0;
-        self.unsent = false;
         if socket.holds_unsent() && Pin::new(socket).poll_flush(cx)?.is_pending() {
-            self.unsent = true;
-            self.stalled_since.get_or_insert(now);
+            self.wait_since(now);
             return Ok(());
         }
-        self.stalled_since = None;
+        self.0 = None;
         Ok(())
+    }
+
+    /// The socket does not take what waits, or keeps what it has taken; since now, unless it has been
+    /// so for a while.
+    fn wait_since(&mut self, now: Instant) -> &mut Vec<u8> {
+        let waiting = self.0.get_or_insert_default();
+        waiting.stalled_since.get_or_insert(now);
+        &mut waiting.bytes
     }
 
     /// Writes `slices`, straight from where they stand if nothing waits before them; what the
@@ -134,17 +138,17 @@ impl OutBuf {
                 Poll::Pending => break,
             }
         }
-        if self.start == self.bytes.len() && socket.holds_unsent() {
-            self.unsent = true;
-            self.stalled_since.get_or_insert(now);
+        if self.is_empty() && socket.holds_unsent() {
+            self.wait_since(now);
         }
         if let Some((first, others)) = rest.split_first() {
-            if self.is_empty() {
-                self.stalled_since = Some(now);
-            }
-            self.push(&first[skip..]);
+            let bytes = match &mut self.0 {
+                Some(waiting) => &mut waiting.bytes,
+                None => self.wait_since(now),
+            };
+            bytes.extend_from_slice(&first[skip..]);
             for slice in others {
-                self.push(slice);
+                bytes.extend_from_slice(slice);
             }
         }
         Ok(())

@@ -55,7 +55,7 @@ struct Progress {
 }
 
 /// Runs one client connection to its end.
-pub(super) async fn run(shared: Shared, id: ConnectionId, client: SocketAddr, stream: Stream) {
+pub(super) async fn run(shared: Arc<Shared>, id: ConnectionId, client: SocketAddr, stream: Stream) {
     let observer = shared.observer.clone();
     let opened = Instant::now();
     observer.metrics().downstream_opened();

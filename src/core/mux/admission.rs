@@ -214,11 +214,11 @@ impl Mux {
         if cx.settings.access.authenticates {
             let ticket = self.ticket();
             let connect::Request { token, options } = request;
-            self.connecting = Some(Connecting {
+            self.connecting = Some(Box::new(Connecting {
                 ticket,
                 id,
                 options,
-            });
+            }));
             self.outputs
                 .push_back(Output::Authenticate { ticket, token });
             return;

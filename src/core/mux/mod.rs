@@ -22,6 +22,7 @@ mod handover;
 mod heir;
 mod invariants;
 mod kept;
+mod lent;
 mod lock;
 mod moving;
 mod note;
@@ -31,6 +32,7 @@ mod own;
 mod parking;
 mod patience;
 mod place;
+mod register;
 mod reopen;
 mod run;
 mod session;
@@ -47,13 +49,12 @@ mod vouch;
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use ahash::RandomState;
 use slab::Slab;
 
 use self::{
@@ -61,12 +62,14 @@ use self::{
     calls::Call,
     own::Own,
     place::Question,
+    register::Register,
     session::Entry,
     upstream::Upstreams,
 };
 pub use self::{
     client::is_session_id,
     commons::{Alone, Commons, Over},
+    lent::Memory,
     moving::Freeze,
     note::{Handover, HeldRequest, Note},
     outbox::{Dest, Outbox, OutboxMemory},
@@ -81,6 +84,7 @@ use super::{
     id::{BackendName, ConnectionId, SessionId},
     identity::Principal,
     idmap::{BackendRequests, Calls},
+    rare::Rare,
     reply::{self, ProxyError},
     snapshot::Snapshot,
     turnlock,
@@ -206,7 +210,7 @@ pub struct Mux {
     entered: bool,
     connect: connect::Options,
     principal: Option<Arc<Principal>>,
-    connecting: Option<Connecting>,
+    connecting: Option<Box<Connecting>>,
     standing: Standing,
     /// Times that it has failed to say who it is.
     failures: u32,
@@ -216,9 +220,9 @@ pub struct Mux {
     /// The upstream connection of which a frame passes to the client in pieces.
     passing: Option<SlotId>,
     entries: Slab<Entry>,
-    by_session: HashMap<SessionId, usize, RandomState>,
+    by_session: Register,
     /// What waits for the shell's answer to a [`Locate`], by ticket.
-    questions: HashMap<u64, Question, RandomState>,
+    questions: Rare<u64, Question>,
     /// Sessions counted in the directory for this connection.
     claimed: usize,
     /// Gates with a time limit: when, and whose. As many as sessions with such a gate.
@@ -271,8 +275,8 @@ impl Mux {
             upstreams: Upstreams::default(),
             passing: None,
             entries: Slab::new(),
-            by_session: HashMap::default(),
-            questions: HashMap::default(),
+            by_session: Register::default(),
+            questions: Rare::default(),
             claimed: 0,
             gates: Vec::new(),
             own: Vec::new(),
@@ -365,22 +369,6 @@ impl Mux {
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front().or_else(|| self.settle_locks())
-    }
-
-    /// Memory for what [`poll_output`](Self::poll_output) gives, unless something waits there.
-    pub fn lend_outputs(&mut self, memory: VecDeque<Output>) {
-        if self.outputs.is_empty() {
-            self.outputs = memory;
-        }
-    }
-
-    /// That memory, if nothing waits there.
-    pub fn return_outputs(&mut self) -> VecDeque<Output> {
-        if self.outputs.is_empty() {
-            std::mem::take(&mut self.outputs)
-        } else {
-            VecDeque::new()
-        }
     }
 
     /// Frames and bytes since the last call.
@@ -524,14 +512,9 @@ impl Mux {
         self.next_ticket
     }
 
-    /// What waits for this answer. Questions are few and far between: an idle connection keeps no
-    /// room for them.
+    /// What waits for this answer.
     fn take_question(&mut self, ticket: u64) -> Option<Question> {
-        let question = self.questions.remove(&ticket);
-        if self.questions.is_empty() {
-            self.questions.shrink_to_fit();
-        }
-        question
+        self.questions.remove(&ticket)
     }
 
     /// The next log reference: unique within this process, since connection ids are.

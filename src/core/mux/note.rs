@@ -84,7 +84,7 @@ impl std::fmt::Debug for HeldRequest {
 /// What one connection knew of a session, for the one that has it now.
 #[derive(Clone)]
 pub struct Handover {
-    pub(super) turn: Option<Turn>,
+    pub(super) turn: Option<Box<Turn>>,
     pub(super) asked: Vec<Asked>,
     pub(super) answers: Vec<Repeat>,
 }

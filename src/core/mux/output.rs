@@ -259,10 +259,11 @@ pub enum Output {
     },
 }
 
-/// Frames and bytes since the shell last asked.
+/// Frames and bytes since the shell last asked, as it does after each turn at the processor: there
+/// are not that many frames in one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    frames: [[u64; 5]; 2],
+    frames: [[u32; 5]; 2],
     bytes: [u64; 2],
 }
 
@@ -279,7 +280,8 @@ impl Tally {
         bytes: usize,
     ) {
         let d = usize::from(direction == Direction::BackendToClient);
-        self.frames[d][Self::column(kind)] += frames;
+        let counted = &mut self.frames[d][Self::column(kind)];
+        *counted = counted.saturating_add(u32::try_from(frames).unwrap_or(u32::MAX));
         self.bytes[d] += bytes as u64;
     }
 
@@ -295,7 +297,8 @@ impl Tally {
 
     /// Frames of this kind that went this way.
     pub fn frames(&self, direction: Direction, kind: FrameKind) -> u64 {
-        self.frames[usize::from(direction == Direction::BackendToClient)][Self::column(kind)]
+        let d = usize::from(direction == Direction::BackendToClient);
+        u64::from(self.frames[d][Self::column(kind)])
     }
 
     /// Whether nothing went this way, nor was taken for a frame.

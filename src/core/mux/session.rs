@@ -131,8 +131,9 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(since: Instant, queued: Duration) -> Self {
-        Self {
+    /// Behind a pointer: an idle session has no turn, and no room for one.
+    pub(super) fn new(since: Instant, queued: Duration) -> Box<Self> {
+        Box::new(Self {
             confirmed: false,
             since,
             queued,
@@ -147,7 +148,7 @@ impl Turn {
             stalled: false,
             unkept: false,
             survived: None,
-        }
+        })
     }
 
     /// It goes on, though this backend does not: what was queued there behind it is lost, by
@@ -189,7 +190,7 @@ pub(super) struct Entry {
     pub(super) gate: Option<Gate>,
     /// Sends that wait for the gate, or for the first attach.
     pub(super) sends: VecDeque<Held>,
-    pub(super) turn: Option<Turn>,
+    pub(super) turn: Option<Box<Turn>>,
     /// Message id of the last `user.message`: its acknowledgement may come after it, even after
     /// the whole turn.
     pub(super) shown: Option<String>,

@@ -7,7 +7,7 @@
 
 use std::{cell::RefCell, sync::Arc, time::Instant};
 
-use super::{Commons, Over};
+use super::{Commons, Mux, Over, session::Entry, upstream::Upstream};
 use crate::core::{
     id::{ConnectionId, SessionId},
     identity::{Person, Principal},
@@ -78,4 +78,13 @@ impl Commons for RefCell<Locks> {
     fn may_be_new(&self, session: &str) -> bool {
         !session.starts_with("of-another-")
     }
+}
+
+/// One of each belongs to a connection with one session, of which there may be thousands that do
+/// nothing. What is needed for a while only stands behind a pointer, or is lent.
+#[test]
+fn an_idle_machine_takes_no_more_than_it_did() {
+    assert!(size_of::<Mux>() <= 688, "{}", size_of::<Mux>());
+    assert!(size_of::<Entry>() <= 384, "{}", size_of::<Entry>());
+    assert!(size_of::<Upstream>() <= 160, "{}", size_of::<Upstream>());
 }

@@ -1,14 +1,13 @@
 //! The upstream connections of one client connection: at most one per backend.
 
-use std::{collections::HashMap, time::Instant};
-
-use ahash::RandomState;
+use std::time::Instant;
 
 use super::through::Through;
 use crate::core::{
     frame::{Cutter, FrameLimits},
     id::{BackendName, SessionId},
     idmap::RequestId,
+    rare::Rare,
     route::Class,
 };
 
@@ -85,7 +84,7 @@ pub(super) struct Upstream {
     pub(super) silent: bool,
     /// Calls that were answered by Taxiway: its own answer is swallowed.
     /// They count against `limits.calls_per_connection`.
-    pub(super) given_up: HashMap<RequestId, GivenUp, RandomState>,
+    pub(super) given_up: Rare<RequestId, GivenUp>,
     /// Key of the session whose event came last: the next one is mostly of the same session.
     pub(super) recent: usize,
 }
@@ -134,7 +133,7 @@ impl Upstreams {
             in_frame: false,
             through: None,
             silent: false,
-            given_up: HashMap::default(),
+            given_up: Rare::default(),
             recent: usize::MAX,
         };
         let index = match self.slots.iter().position(|(_, u)| u.is_none()) {

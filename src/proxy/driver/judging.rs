@@ -26,7 +26,7 @@ impl Driver {
         let judged = Doorman::judge(
             &self.rules.principals,
             token.as_ref(),
-            self.proved.as_ref(),
+            self.proved.as_deref(),
             cx.wall,
         );
         match judged {
@@ -41,7 +41,7 @@ impl Driver {
                     self.say_opened();
                     self.say_authenticated(&proved);
                 }
-                self.proved = Some(proved);
+                self.proved = Some(Box::new(proved));
             }
             Err(fault) => self.refuse_stranger(cx, ticket, fault),
         }
@@ -102,7 +102,7 @@ impl Driver {
         self.mux.set_principal(cx, proved.principal.clone());
         self.say_opened();
         self.say_authenticated(&proved);
-        self.proved = Some(proved);
+        self.proved = Some(Box::new(proved));
     }
 
     /// Other rules may say otherwise of who the client is.
@@ -128,7 +128,7 @@ impl Driver {
         }
         let principal = still.as_ref().map(|proved| proved.principal.clone());
         if still.is_some() || !self.rules.mux.access.authenticates {
-            self.proved = still;
+            self.proved = still.map(Box::new);
         }
         self.step(now, snapshot, task, &[], |mux, cx, out| {
             mux.handle_judged_again(cx, principal, out);

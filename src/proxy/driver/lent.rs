@@ -2,18 +2,15 @@
 //! written and done. The thread lends it, so that an idle connection owns none and a busy one
 //! allocates none.
 
-use std::{cell::RefCell, collections::VecDeque};
+use std::cell::RefCell;
 
 use super::Driver;
-use crate::core::mux::{OutboxMemory, Output};
-
-/// Things to do at a time that memory is kept for; few connections ever have more.
-const KEPT: usize = 64;
+use crate::core::mux::{Memory, OutboxMemory};
 
 #[derive(Default)]
 struct Lent {
     out: OutboxMemory,
-    outputs: VecDeque<Output>,
+    mux: Memory,
 }
 
 thread_local! {
@@ -23,16 +20,17 @@ thread_local! {
 impl Driver {
     /// Takes the thread's memory for one turn at the processor.
     pub(super) fn borrow_memory(&mut self) {
-        let lent = LENT.take();
-        self.out.lend(lent.out);
-        self.mux.lend_outputs(lent.outputs);
+        LENT.with_borrow_mut(|lent| {
+            self.out.lend(std::mem::take(&mut lent.out));
+            self.mux.lend(&mut lent.mux);
+        });
     }
 
     /// Gives it back.
     pub(super) fn return_memory(&mut self) {
-        let mut outputs = self.mux.return_outputs();
-        outputs.shrink_to(KEPT);
-        let out = self.out.return_memory();
-        LENT.set(Lent { out, outputs });
+        LENT.with_borrow_mut(|lent| {
+            lent.out = self.out.return_memory();
+            self.mux.give_back(&mut lent.mux);
+        });
     }
 }

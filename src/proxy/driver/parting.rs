@@ -63,7 +63,7 @@ impl Driver {
         task: &mut Task<'_>,
     ) -> bool {
         let is_called = |seat: &Seat| seat.poll_called(task).is_ready();
-        if self.client_gone || !self.seat.as_ref().is_some_and(is_called) {
+        if self.client_gone || !self.seat.as_deref().is_some_and(is_called) {
             return false;
         }
         self.send_away((NotAdmitted::Evicted, EVICTED));
@@ -89,7 +89,7 @@ impl Driver {
             let closed = (why, reason.to_owned());
             let Shared {
                 doorman, observer, ..
-            } = &self.shared;
+            } = &*self.shared;
             doorman.book.note(observer, self.peer, closed);
             return;
         }

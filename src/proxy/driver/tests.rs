@@ -7,12 +7,23 @@ use tokio::{
     task::coop,
 };
 
-use super::Driver;
+use super::{Desk, Driver, Mailbox, Upstream};
 use crate::{
     core::id::ConnectionId,
     proxy::providers::tests::{Taxiway, rules},
     transport::Stream,
 };
+
+/// The task of a new connection, and its client.
+async fn connection(taxiway: &Taxiway) -> (Driver, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap());
+    let client = client.await.unwrap();
+    let (server, peer) = listener.accept().await.unwrap();
+    let (shared, id) = (Arc::new(taxiway.shared.clone()), ConnectionId(4711));
+    let driver = Driver::new(shared, id, peer, Stream::from(server), None);
+    (driver, client)
+}
 
 /// Whether a client that says nothing is given up in time, if the task has used up its budget in one
 /// of its turns at the processor, as busy sockets do.
@@ -21,13 +32,7 @@ async fn ends_in_time(tired: Option<usize>) -> bool {
     let mut rules = rules();
     rules.mux.handshake_timeout = Duration::from_millis(300);
     taxiway.shared.rules.store(Arc::new(rules));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let _client = TcpStream::connect(listener.local_addr().unwrap())
-        .await
-        .unwrap();
-    let (server, peer) = listener.accept().await.unwrap();
-    let (shared, id) = (taxiway.shared.clone(), ConnectionId(4711));
-    let mut driver = Driver::new(shared, id, peer, Stream::from(server), None);
+    let (mut driver, _client) = connection(&taxiway).await;
     let mut polls = 0;
     let task = tokio::spawn(std::future::poll_fn(move |task| {
         if tired == Some(polls) {
@@ -49,4 +54,17 @@ async fn a_timer_that_was_set_without_budget_is_met_all_the_same() {
     for tired in 0..2 {
         assert!(ends_in_time(Some(tired)).await, "turn {tired}");
     }
+}
+
+/// Thousands of connections that do nothing each take this (docs/performance.md). What is needed for
+/// a while only stands behind a pointer, or is lent by the thread.
+#[tokio::test]
+async fn an_idle_connection_takes_no_more_than_it_did() {
+    let (driver, _client) = connection(&Taxiway::alone()).await;
+    assert!(size_of::<Driver>() <= 1240, "{}", size_of::<Driver>());
+    assert!(size_of::<Upstream>() <= 128, "{}", size_of::<Upstream>());
+    assert!(size_of::<Mailbox>() <= 88, "{}", size_of::<Mailbox>());
+    assert!(size_of::<Desk>() <= 88, "{}", size_of::<Desk>());
+    let task = size_of_val(&driver.run());
+    assert!(task <= size_of::<Driver>() + 16, "its state twice? {task}");
 }
