@@ -50,11 +50,11 @@ impl PoolSink for News {
             .lock()
             .person(Instant::now(), session.as_str())
             .cloned();
-        self.hub.publish(&Message::Lifecycle(hub::News {
+        self.hub.tell(hub::News::Lifecycle {
             session: session.clone(),
             person,
             frame: framed.freeze(),
-        }));
+        });
     }
 
     fn disk(&self, backend: &BackendName, sessions: &[SessionId]) {

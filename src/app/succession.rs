@@ -306,8 +306,8 @@ impl Follower for Obedience {
     }
 
     fn owned(&self, session: &SessionId, person: Person) {
-        let news = hub::Message::Owned(session.clone(), Arc::new(person));
-        self.hub.publish(&news);
+        let news = hub::News::Owned(session.clone(), Arc::new(person));
+        self.hub.tell(news);
     }
 
     fn drain(&self) {

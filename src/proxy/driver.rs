@@ -153,6 +153,9 @@ impl Driver {
         let now = Instant::now();
         let mux = Mux::new(id, peer, now, &rules.mux);
         let mailbox = shared.hub.join(id);
+        if !rules.mux.access.authenticates {
+            shared.hub.let_hear(&mailbox);
+        }
         let desk = Arc::new(Desk::new(shared.clone(), peer.ip()));
         Self {
             shared,

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 
 use super::{
     Rules, Shared,
-    hub::Message,
+    hub::News,
     pacer::Permit,
     port::{Answer, Boxed},
     sight::{self, Sight},
@@ -509,7 +509,7 @@ impl Search {
             Ok(relation) => {
                 let person = shared.store.known(session.as_str()).person;
                 if let Some(person) = person.filter(|_| was_unowned) {
-                    shared.hub.publish(&Message::Owned(session.clone(), person));
+                    shared.hub.tell(News::Owned(session.clone(), person));
                 }
                 Ok(relation)
             }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Driver, Message, Task};
+use super::{Driver, Task};
 use crate::{
     core::{
         access::Denial,
@@ -38,13 +38,72 @@ const EXCHANGES: usize = 4096;
 /// What a connection has heard that may not be for its client.
 #[derive(Debug, Default)]
 pub(super) struct Ears {
-    held: VecDeque<(Instant, SessionId, Bytes)>,
-    /// The provider's requests, by `requestId`, that were about sessions that the client may see.
-    exchanges: VecDeque<String>,
+    /// Mostly nothing, and then nowhere.
+    kept: Option<Box<Kept>>,
     /// The rules have changed, and what this connection has was judged by the old ones.
     pub(super) rejudges: bool,
     /// What is under way may be judged by the old rules, too.
     pub(super) unsettled: bool,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    held: VecDeque<(Instant, SessionId, Bytes)>,
+    /// The provider's requests, by `requestId`, that were about sessions that the client may see.
+    exchanges: VecDeque<String>,
+}
+
+impl Ears {
+    /// Until it is known whose the session is.
+    fn hold(&mut self, now: Instant, session: SessionId, frame: Bytes) {
+        let held = &mut self.kept.get_or_insert_default().held;
+        while held.front().is_some_and(|(since, ..)| is_late(now, *since)) || held.len() >= HELD {
+            held.pop_front();
+        }
+        held.push_back((now, session, frame));
+    }
+
+    /// What is held of that session, unless it is too late for it.
+    fn take(&mut self, now: Instant, session: &SessionId, frames: &mut Vec<Bytes>) {
+        if let Some(kept) = &mut self.kept {
+            kept.held.retain(|(since, held, frame)| {
+                if held == session && !is_late(now, *since) {
+                    frames.push(frame.clone());
+                }
+                held != session && !is_late(now, *since)
+            });
+            self.forget_empty();
+        }
+    }
+
+    fn drop_held(&mut self, session: &SessionId) {
+        if let Some(kept) = &mut self.kept {
+            kept.held.retain(|(_, held, _)| held != session);
+            self.forget_empty();
+        }
+    }
+
+    fn note_exchange(&mut self, request: String) {
+        let exchanges = &mut self.kept.get_or_insert_default().exchanges;
+        if exchanges.len() >= EXCHANGES {
+            exchanges.pop_front();
+        }
+        exchanges.push_back(request);
+    }
+
+    fn knows_exchange(&self, request: &str) -> bool {
+        let kept = self.kept.as_ref();
+        kept.is_some_and(|kept| kept.exchanges.iter().any(|known| known == request))
+    }
+
+    fn forget_empty(&mut self) {
+        self.kept
+            .take_if(|kept| kept.held.is_empty() && kept.exchanges.is_empty());
+    }
+}
+
+fn is_late(now: Instant, since: Instant) -> bool {
+    now.saturating_duration_since(since) >= HELD_FOR
 }
 
 impl Driver {
@@ -54,88 +113,61 @@ impl Driver {
 
     // News.
 
-    /// A `session.lifecycle` notification: for the client, if it may see the session.
+    /// News of sessions: for the client, if it may see them. All that it may hear is one write.
     pub(super) fn hear(
         &mut self,
         now: Instant,
         snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
-        news: News,
+        news: &[News],
     ) {
         let sight = self.sight();
-        if !sight.is_guarded() {
-            self.pass_news(now, snapshot, task, &news.frame);
-            return;
-        }
-        let session = news.session.as_str();
-        let known = || self.shared.store.lock().person(now, session).cloned();
-        let person = news.person.clone().or_else(known);
-        match sight.judge(session, person.as_deref(), true) {
-            Ok(_) => {
-                self.pass_held(now, snapshot, task, &news.session);
-                self.pass_news(now, snapshot, task, &news.frame);
-            }
-            Err(Denial::Unowned) if person.is_none() && sight.principal().is_some() => {
-                if self.ears.held.len() >= HELD {
-                    self.ears.held.pop_front();
+        let mut frames = Vec::new();
+        for news in news {
+            match news {
+                News::Lifecycle { frame, .. } if !sight.is_guarded() => frames.push(frame.clone()),
+                News::Lifecycle {
+                    session,
+                    person,
+                    frame,
+                } => {
+                    let known = || {
+                        self.shared
+                            .store
+                            .lock()
+                            .person(now, session.as_str())
+                            .cloned()
+                    };
+                    let person = person.clone().or_else(known);
+                    match sight.judge(session.as_str(), person.as_deref(), true) {
+                        Ok(_) => {
+                            self.ears.take(now, session, &mut frames);
+                            frames.push(frame.clone());
+                        }
+                        Err(Denial::Unowned) if person.is_none() && sight.principal().is_some() => {
+                            self.ears.hold(now, session.clone(), frame.clone());
+                        }
+                        Err(_) => {}
+                    }
                 }
-                let held = (now, news.session, news.frame);
-                self.ears.held.push_back(held);
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// Somebody owns a session that nobody did.
-    pub(super) fn hear_owned(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        session: &SessionId,
-        person: &Person,
-    ) {
-        let judged = self.sight().judge(session.as_str(), Some(person), true);
-        if judged.is_ok() {
-            self.pass_held(now, snapshot, task, session);
-        } else {
-            self.ears.held.retain(|(_, held, _)| held != session);
-        }
-    }
-
-    fn pass_held(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        session: &SessionId,
-    ) {
-        while let Some(at) = self
-            .ears
-            .held
-            .iter()
-            .position(|(_, held, _)| held == session)
-        {
-            let Some((since, _, frame)) = self.ears.held.remove(at) else {
-                return;
-            };
-            if now.saturating_duration_since(since) < HELD_FOR {
-                self.pass_news(now, snapshot, task, &frame);
+                // Somebody owns a session that nobody did.
+                News::Owned(session, person) => {
+                    let judged = sight.judge(session.as_str(), Some(person), true);
+                    match judged {
+                        Ok(_) => self.ears.take(now, session, &mut frames),
+                        Err(_) => self.ears.drop_held(session),
+                    }
+                }
             }
         }
-    }
-
-    fn pass_news(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        frame: &Bytes,
-    ) {
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
-            mux.handle_lifecycle(cx, frame, out);
-            0
-        });
+        if !frames.is_empty() {
+            self.step(now, snapshot, task, &[], |mux, cx, out| {
+                for frame in &frames {
+                    mux.handle_lifecycle(cx, frame, out);
+                }
+                0
+            });
+        }
     }
 
     /// Whether a request to the process-wide provider that this client is may be put to it: about
@@ -150,16 +182,13 @@ impl Driver {
         };
         let request = head.places.request_id.map(|id| id.get(body));
         let Some(session) = head.session else {
-            return request.is_some_and(|id| self.ears.exchanges.iter().any(|known| *known == id));
+            return request.is_some_and(|id| self.ears.knows_exchange(&id));
         };
         if sight.of(&self.shared, &session.get(body)).is_err() {
             return false;
         }
         if let Some(id) = request {
-            if self.ears.exchanges.len() >= EXCHANGES {
-                self.ears.exchanges.pop_front();
-            }
-            self.ears.exchanges.push_back(id.into_owned());
+            self.ears.note_exchange(id.into_owned());
         }
         true
     }
@@ -210,8 +239,8 @@ impl Driver {
     }
 
     fn say_owned(&self, session: &SessionId, person: Arc<Person>) {
-        let news = Message::Owned(session.clone(), person);
-        self.shared.hub.publish(&news);
+        let news = News::Owned(session.clone(), person);
+        self.shared.hub.tell(news);
     }
 
     /// The user whose session it is.

@@ -42,6 +42,7 @@ impl Driver {
                     self.say_authenticated(&proved);
                 }
                 self.proved = Some(Box::new(proved));
+                self.hear_if_trusted();
             }
             Err(fault) => self.refuse_stranger(cx, ticket, fault),
         }
@@ -103,6 +104,7 @@ impl Driver {
         self.say_opened();
         self.say_authenticated(&proved);
         self.proved = Some(Box::new(proved));
+        self.hear_if_trusted();
     }
 
     /// Other rules may say otherwise of who the client is.
@@ -134,7 +136,15 @@ impl Driver {
             mux.handle_judged_again(cx, principal, out);
             0
         });
+        self.hear_if_trusted();
         self.ears.rejudges = true;
+    }
+
+    /// Who has proved who it is, where that is asked, may hear news of sessions.
+    pub(super) fn hear_if_trusted(&self) {
+        if self.proved.is_some() || !self.rules.mux.access.authenticates {
+            self.shared.hub.let_hear(&self.mailbox);
+        }
     }
 
     /// Strangers of all connections share the lines about them.

@@ -28,9 +28,8 @@ impl Driver {
         {
             progress = true;
             match message {
-                Message::Lifecycle(news) => self.hear(now, snapshot, task, news),
-                Message::Owned(session, person) => {
-                    self.hear_owned(now, snapshot, task, &session, &person);
+                Message::News(news, skipped) => {
+                    self.hear(now, snapshot, task, &news[skipped..]);
                 }
                 Message::ProviderRequest { token, body } => {
                     let mut asked = self.may_be_asked(&body);
