@@ -94,6 +94,10 @@ struct Args {
     /// Turns per second of the curve, each of 20 events.
     #[arg(long, default_value_t = 2000.0)]
     rate: f64,
+    /// The servers tell all connections of each new session (`session.lifecycle`), as real ones do.
+    /// Only connections and idle ones are measured then.
+    #[arg(long)]
+    news: bool,
     /// Print Markdown, for docs/performance.md.
     #[arg(long, conflicts_with = "json")]
     markdown: bool,
@@ -119,7 +123,7 @@ fn main() -> anyhow::Result<()> {
         Args::parse_from(["loopback", "--quick"])
     };
     if let Some(count) = args.serve {
-        return server::serve(count);
+        return server::serve(count, args.news);
     }
     wire::check();
     let args = args.within_limits();
@@ -128,7 +132,7 @@ fn main() -> anyhow::Result<()> {
         .build()?
         .block_on(async {
             let folder = tempfile::tempdir()?;
-            let (_servers, backends) = subject::servers(args.backends)?;
+            let (_servers, backends) = subject::servers(args.backends, args.news)?;
             match args.curve {
                 Some(axis) => draw(&args, axis, folder.path(), &backends).await,
                 None => compare(&args, folder.path(), &backends).await,
@@ -221,6 +225,7 @@ async fn compare(args: &Args, folder: &Path, backends: &[u16]) -> anyhow::Result
         running.extend(started.map(|it| (rows.len() - 1, subject, it)));
     }
     let mut works = vec![STREAMING, PING_PONG];
+    works.retain(|_| !args.news);
     works.retain(|work| args.work.as_ref().is_none_or(|only| only == work.name));
     for round in 1..=args.rounds {
         for work in &works {

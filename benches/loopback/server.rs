@@ -4,18 +4,22 @@
 use std::{
     collections::HashMap,
     io::{Read, Write},
+    sync::Arc,
 };
 
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::broadcast,
 };
 
 use crate::wire;
 
 /// Serves on `count` ports, which it prints, until its standard input ends.
-pub(crate) fn serve(count: usize) -> anyhow::Result<()> {
+///
+/// With `news` they tell each connection of each new session, twice as the real ones do.
+pub(crate) fn serve(count: usize, news: bool) -> anyhow::Result<()> {
     // Whoever started this process holds the other end, even when it is killed.
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
@@ -29,7 +33,7 @@ pub(crate) fn serve(count: usize) -> anyhow::Result<()> {
         for _ in 0..count {
             let listener = TcpListener::bind("127.0.0.1:0").await?;
             println!("{}", listener.local_addr()?.port());
-            accepting.spawn(accept(listener));
+            accepting.spawn(accept(listener, news));
         }
         std::io::stdout().flush()?;
         while accepting.join_next().await.is_some() {}
@@ -37,22 +41,31 @@ pub(crate) fn serve(count: usize) -> anyhow::Result<()> {
     })
 }
 
-async fn accept(listener: TcpListener) {
+/// What all connections of a server are told.
+type News = broadcast::Sender<Arc<[u8]>>;
+
+async fn accept(listener: TcpListener, tells: bool) {
+    let news = tells.then(|| News::new(4096));
     while let Ok((stream, _)) = listener.accept().await {
+        let news = news.clone();
         tokio::spawn(async move {
             // A connection that breaks has ended, which is all there is to know here.
-            let _ = talk(stream).await;
+            let _ = talk(stream, news.as_ref()).await;
         });
     }
 }
 
-async fn talk(mut stream: TcpStream) -> anyhow::Result<()> {
+async fn talk(mut stream: TcpStream, news: Option<&News>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
+    let mut heard = news.map(News::subscribe);
     let mut turns: HashMap<(Vec<u8>, usize), wire::Turn> = HashMap::new();
     let mut input = Vec::with_capacity(4096);
     loop {
-        if stream.read_buf(&mut input).await? == 0 {
-            return Ok(());
+        tokio::select! {
+            read = stream.read_buf(&mut input) => if read? == 0 {
+                return Ok(());
+            },
+            frame = next(&mut heard) => stream.write_all(&frame?).await?,
         }
         let mut at = 0;
         while let Some(body) = wire::next_frame(&input[at..]) {
@@ -60,15 +73,33 @@ async fn talk(mut stream: TcpStream) -> anyhow::Result<()> {
             if end > input.len() {
                 break;
             }
-            answer(&mut stream, &mut turns, &input[start..end]).await?;
+            answer(&mut stream, news, &mut turns, &input[start..end]).await?;
             at = end;
         }
         input.drain(..at);
     }
 }
 
+async fn next(news: &mut Option<broadcast::Receiver<Arc<[u8]>>>) -> anyhow::Result<Arc<[u8]>> {
+    match news {
+        Some(news) => Ok(news.recv().await?),
+        None => std::future::pending().await,
+    }
+}
+
+fn lifecycle(session: &Value) -> Arc<[u8]> {
+    let time = "2026-11-22T06:30:20.965Z";
+    let params = json!({
+        "type": "session.created", "sessionId": session,
+        "metadata": { "startTime": time, "modifiedTime": time },
+    });
+    let told = json!({ "jsonrpc": "2.0", "method": "session.lifecycle", "params": params });
+    wire::framed(&told.to_string()).into()
+}
+
 async fn answer(
     stream: &mut TcpStream,
+    news: Option<&News>,
     turns: &mut HashMap<(Vec<u8>, usize), wire::Turn>,
     body: &[u8],
 ) -> anyhow::Result<()> {
@@ -89,7 +120,14 @@ async fn answer(
             "message": "pong", "timestamp": "2026-11-22T06:30:20.965Z", "protocolVersion": 3,
         }),
         Some("session.list") => json!({ "sessions": [] }),
-        Some("session.create") => json!({ "sessionId": call["params"]["sessionId"] }),
+        Some("session.create") => {
+            let session = &call["params"]["sessionId"];
+            if let Some(news) = news {
+                let told = lifecycle(session);
+                let _nobody_hears = (news.send(told.clone()), news.send(told));
+            }
+            json!({ "sessionId": session })
+        }
         _ => json!({}),
     };
     if !call["id"].is_null() {

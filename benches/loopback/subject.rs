@@ -53,9 +53,10 @@ impl Process {
 }
 
 /// The simulated servers and their ports.
-pub(crate) fn servers(count: usize) -> anyhow::Result<(Process, Vec<u16>)> {
+pub(crate) fn servers(count: usize, news: bool) -> anyhow::Result<(Process, Vec<u16>)> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--serve", &count.to_string()])
+        .args(news.then_some("--news"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
