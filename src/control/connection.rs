@@ -235,16 +235,24 @@ impl<P> Link<P> {
         Ok(())
     }
 
+    /// What came with the last read and was not taken yet.
+    pub(super) fn next_of_read(&mut self, now: Instant) -> Result<Option<Incoming<P>>, LinkError> {
+        while let Some(body) = self.cut()? {
+            if let Some(incoming) = self.take(body, now)? {
+                return Ok(Some(incoming));
+            }
+        }
+        Ok(None)
+    }
+
     /// Reads and writes until something comes in. Cancel-safe.
     pub(super) async fn next(
         &mut self,
         now: impl Fn() -> Instant,
     ) -> Result<Incoming<P>, LinkError> {
         loop {
-            while let Some(body) = self.cut()? {
-                if let Some(incoming) = self.take(body, now())? {
-                    return Ok(incoming);
-                }
+            if let Some(incoming) = self.next_of_read(now())? {
+                return Ok(incoming);
             }
             self.inbox.reserve(READ_ROOM);
             if std::future::poll_fn(|task| self.poll_io(task)).await? == 0 {

@@ -3,6 +3,7 @@
 
 mod board;
 mod release;
+mod together;
 
 use std::{
     collections::HashSet,
@@ -192,12 +193,18 @@ impl Watch {
             };
             let now = now();
             match wake {
-                Wake::Incoming(Ok(incoming)) => self.handle_incoming(now, incoming),
+                Wake::Incoming(Ok(incoming)) => {
+                    self.handle_incoming(now, incoming);
+                    self.handle_rest(now);
+                }
                 Wake::Incoming(Err(error)) => self.handle_link_error(now, &error),
                 Wake::Connected(stream) => self.handle_stream(now, stream),
                 Wake::Confirmed(fresh) => self.handle_confirmed(now, fresh),
                 Wake::Fenced(fenced) => self.handle_fenced(now, fenced),
-                Wake::Command(Some(command)) => self.handle_command(now, command),
+                Wake::Command(Some(command)) => {
+                    self.handle_command(now, command);
+                    self.handle_more(now, &target, &mut commands);
+                }
                 Wake::Retarget(true) => {
                     let target = target.borrow_and_update().clone();
                     self.handle_target(now, target);
