@@ -13,7 +13,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -118,7 +118,7 @@ pub struct Mailbox {
     waiting: AtomicBool,
     /// The first of all news of sessions that may be for its client; none while this is zero.
     hears_from: AtomicU64,
-    lost: AtomicU64,
+    lost: AtomicU32,
     waker: AtomicWaker,
 }
 
@@ -135,7 +135,8 @@ impl Mailbox {
             let mut queue = self.queue();
             let news = message.news();
             if news > 0 && queue.news + news > MAILBOX {
-                self.lost.fetch_add(news as u64, Ordering::Relaxed);
+                let news = u32::try_from(news).unwrap_or(u32::MAX);
+                self.lost.fetch_add(news, Ordering::Relaxed);
                 return;
             }
             queue.news += news;
@@ -189,7 +190,7 @@ impl Mailbox {
     pub fn poll_lost(&self) -> u64 {
         match self.lost.load(Ordering::Relaxed) {
             0 => 0,
-            _ => self.lost.swap(0, Ordering::Relaxed),
+            _ => u64::from(self.lost.swap(0, Ordering::Relaxed)),
         }
     }
 }

@@ -187,7 +187,7 @@ pub(super) struct Entry {
     pub(super) locating: Option<(u64, Purpose)>,
     /// Requests that wait for the answer to that, in the order written.
     pub(super) held: VecDeque<Held>,
-    pub(super) gate: Option<Gate>,
+    pub(super) gate: Option<Box<Gate>>,
     /// Sends that wait for the gate, or for the first attach.
     pub(super) sends: VecDeque<Held>,
     pub(super) turn: Option<Box<Turn>>,

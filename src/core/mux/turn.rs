@@ -86,11 +86,11 @@ impl Mux {
             Some(Class::Send(SendKind::TurnEnd)) => Opener::Steering,
             _ => Opener::Response,
         };
-        entry.gate = Some(Gate {
+        entry.gate = Some(Box::new(Gate {
             call: call.clone(),
             opener,
             until: None,
-        });
+        }));
         // The end of a turn is told only to those who hear the session.
         if entry.is_here() {
             let queued = cx.now.saturating_duration_since(since);

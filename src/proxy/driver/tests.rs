@@ -63,7 +63,7 @@ async fn an_idle_connection_takes_no_more_than_it_did() {
     let (driver, _client) = connection(&Taxiway::alone()).await;
     assert!(size_of::<Driver>() <= 1184, "{}", size_of::<Driver>());
     assert!(size_of::<Upstream>() <= 128, "{}", size_of::<Upstream>());
-    assert!(size_of::<Mailbox>() <= 96, "{}", size_of::<Mailbox>());
+    assert!(size_of::<Mailbox>() <= 88, "{}", size_of::<Mailbox>());
     assert!(size_of::<Desk>() <= 88, "{}", size_of::<Desk>());
     let task = size_of_val(&driver.run());
     assert!(task <= size_of::<Driver>() + 16, "its state twice? {task}");
