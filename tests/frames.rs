@@ -231,6 +231,36 @@ fn frame(surrogate: &'static str) -> impl Strategy<Value = String> {
     })
 }
 
+/// How nearly all calls are spelled, with anything behind the session.
+fn request(surrogate: &'static str) -> impl Strategy<Value = String> {
+    let id = prop_oneof![
+        (0i64..1000).prop_map(|id| id.to_string()),
+        text(surrogate),
+        number()
+    ];
+    let more = (
+        prop_oneof![4 => key(surrogate), 1 => Just("sessionId".to_owned())],
+        value(surrogate),
+    );
+    let more = prop_oneof![
+        3 => more.prop_map(|(key, value)| format!(",\"{key}\":{value}")),
+        1 => Just(",\"event\":{\"type\":\"t\"}".to_owned()),
+    ];
+    let tail = prop_oneof![
+        6 => Just("}}".to_owned()),
+        1 => (key(surrogate), value(surrogate)).prop_map(|(k, v)| format!("}},\"{k}\":{v}}}")),
+        1 => value(surrogate).prop_map(|id| format!("}},\"id\":{id}}}")),
+    ];
+    (id, inside(surrogate), inside(surrogate), vec(more, 0..3), tail).prop_map(
+        |(id, method, session, more, tail)| {
+            let more = more.concat();
+            format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{"sessionId":"{session}"{more}{tail}"#
+            )
+        },
+    )
+}
+
 /// Bytes written over, put in or taken out.
 fn mutate(mut body: Vec<u8>, edits: &[(prop::sample::Index, u8, u8)]) -> Vec<u8> {
     for (index, edit, byte) in edits {
@@ -257,6 +287,14 @@ proptest! {
     #[test]
     fn scan_agrees_with_serde_json(body in frame(r"\u0041")) {
         checks::scan::check_scan(body.as_bytes());
+    }
+
+    #[test]
+    fn scan_agrees_with_serde_json_on_requests_as_sdks_write_them(
+        body in request(r"\u0041"),
+        edits in vec((any::<prop::sample::Index>(), any::<u8>(), any::<u8>()), 0..2),
+    ) {
+        checks::scan::check_scan(&mutate(body.into_bytes(), &edits));
     }
 
     #[test]

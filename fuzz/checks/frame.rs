@@ -13,7 +13,14 @@ pub(crate) fn cut_in_chunks(stream: &[u8], limits: FrameLimits, sizes: &[usize])
     let mut sizes = sizes.iter().copied().map(|size| size.max(1)).cycle();
     loop {
         let buf = &stream[consumed..received];
-        match cutter.cut(buf) {
+        let plain = cutter.is_between_frames().then(|| cutter.plain().cut(buf));
+        let cut = cutter.cut(buf);
+        if let Some(Some((start, end))) = plain {
+            let (header, body) = (0..start, start..end);
+            assert!(is_plain_header(&buf[header.clone()]));
+            assert_eq!(cut, Ok(Cut::Frame { header, body }), "the short cut");
+        }
+        match cut {
             Ok(Cut::Frame { header, body }) => {
                 assert_eq!(header.start, 0);
                 assert_eq!(header.end, body.start);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use taxiway::core::scan::{
-    Head, Id, Kind, Reject, Span, Text, scan, scan_backend, scan_backend_whole,
+    Head, Id, Kind, Reject, Span, Text, scan, scan_backend, scan_backend_whole, scan_whole,
 };
 
 use super::{cli::judge, json::Json};
@@ -249,6 +249,7 @@ fn is_trustworthy(body: &[u8], head: &Head, value: &Json) -> bool {
 /// The scanner's verdict on any bytes is that of a parser that follows the CLI's rules.
 pub(crate) fn check_scan(body: &[u8]) {
     let found = scan(body);
+    assert_eq!(scan_whole(body), found, "the short cut says something else");
     let lenient = scan_backend_whole(body);
     let short = scan_backend(body);
     match serde_json::from_slice::<Json>(body) {

@@ -20,6 +20,8 @@ mod tests;
 const PLAIN: &[u8; 16] = b"Content-Length: ";
 /// What ends a header block.
 const BLANK: &[u8; 4] = b"\r\n\r\n";
+/// A header block of that spelling whose length has four digits.
+const LONGEST_PLAIN: usize = PLAIN.len() + 4 + BLANK.len();
 /// Name of the only header that matters; compared without ASCII case.
 const NAME: &[u8] = b"content-length";
 /// Longest excerpt of a bad value that an error repeats, in characters.
@@ -105,6 +107,32 @@ pub struct Cutter {
     state: State,
 }
 
+/// Frames as nearly all are: the header is spelled as [`write_header`] spells it, and the length has
+/// two to four digits.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainFrames {
+    /// Longest body that is taken.
+    longest: usize,
+}
+
+impl PlainFrames {
+    /// The frame at the start of `buf`, if it is there as a whole: where its body begins and ends.
+    /// None says nothing, [`Cutter::cut`] it.
+    #[inline(always)]
+    pub fn cut(self, buf: &[u8]) -> Option<(usize, usize)> {
+        // Two numbers: the comparison is a few instructions, and no call.
+        let start: &[u8; LONGEST_PLAIN] = buf.first_chunk()?;
+        let (name, next) = start.split_first_chunk()?;
+        if u128::from_le_bytes(*name) != u128::from_le_bytes(*PLAIN) || next[0] == b'0' {
+            return None;
+        }
+        let (digits, length) = short_length(*next.first_chunk()?)?;
+        let (header, body) = (PLAIN.len() + digits + BLANK.len(), usize::from(length));
+        let end = header + body;
+        (body <= self.longest && end <= buf.len()).then_some((header, end))
+    }
+}
+
 /// What is known about the frame at the start of the buffer.
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -153,24 +181,13 @@ impl Cutter {
         self.state = State::Header { searched: 0 };
     }
 
-    /// The frame at the start of `buf`, if it is there as a whole, within the limits, its header is
-    /// spelled as [`write_header`] spells it, and its length has two to four digits, as nearly all
-    /// have: where its body begins and ends. For runs of such frames,
-    /// [between frames](Self::is_between_frames): None says nothing, [`cut`](Self::cut) it.
+    /// For runs of frames [between frames](Self::is_between_frames), what holds for all of them.
     #[inline]
-    pub fn plain(&self, buf: &[u8]) -> Option<(usize, usize)> {
-        // Arrays of known length: the comparison is a few instructions, and no call.
-        let (start, rest) = buf.split_first_chunk()?;
-        let next = rest.first_chunk()?;
-        let (digits, length) = short_length(*next)?;
-        let (header, body) = (PLAIN.len() + digits + BLANK.len(), usize::from(length));
-        let total = header + body;
-        (start == PLAIN
-            && next[0] != b'0'
-            && header <= self.limits.header
-            && body <= self.limits.frame
-            && total <= buf.len())
-        .then_some((header, total))
+    pub fn plain(&self) -> PlainFrames {
+        let fits = self.limits.header >= LONGEST_PLAIN;
+        PlainFrames {
+            longest: if fits { self.limits.frame } else { 0 },
+        }
     }
 
     /// Looks for one frame at the start of `buf`, the first byte not yet consumed.
@@ -260,7 +277,7 @@ fn plain_header(buf: &[u8]) -> Option<(usize, u64)> {
 
 /// The length, and how many digits it has, if they are two to four and the blank line follows: all
 /// eight bytes at a time, since nearly every frame is of such a length.
-#[inline]
+#[inline(always)]
 fn short_length(next: [u8; 8]) -> Option<(usize, u16)> {
     const ONES: u64 = u64::MAX / 255;
     const END: u64 = u32::from_le_bytes(*BLANK) as u64;

@@ -470,12 +470,12 @@ pub fn methods() -> Vec<&'static str> {
 }
 
 /// The class of a backend's method.
-pub fn classify_backend(method: &str) -> BackendClass {
+pub fn classify_backend(method: &[u8]) -> BackendClass {
     // Nearly all that backends send.
-    if method == "session.event" {
+    if method == b"session.event" {
         return BackendClass::Event;
     }
-    match BACKEND_METHODS.binary_search_by(|(name, _)| (*name).cmp(method)) {
+    match BACKEND_METHODS.binary_search_by(|(name, _)| name.as_bytes().cmp(method)) {
         Ok(at) => BACKEND_METHODS[at].1,
         Err(_) => BackendClass::Unknown,
     }

@@ -232,12 +232,8 @@ impl Mux {
         body: &[u8],
         out: &mut Outbox,
     ) -> bool {
-        let method = head
-            .method
-            .as_ref()
-            .and_then(|m| m.plain(body))
-            .unwrap_or_default();
-        let class = classify_backend(method);
+        let method = head.method.as_ref().and_then(|m| m.plain_bytes(body));
+        let class = classify_backend(method.unwrap_or_default());
         if class != BackendClass::Lifecycle
             && class != BackendClass::Event
             && !self.may_hear(cx, slot, class, head, body)
@@ -250,15 +246,16 @@ impl Mux {
                 let key = self.session_key(slot, head, body);
                 match key.and_then(|key| Some((key, self.entries[key].here_at()?))) {
                     Some((key, here)) if here == slot => {
-                        let kind = head.event_type.and_then(|t| t.plain(body));
-                        if self.is_told_already(key, kind.unwrap_or_default(), body) {
-                            if kind == Some("session.idle") {
+                        let kind = head.event_type.and_then(|t| t.plain_bytes(body));
+                        let kind = kind.unwrap_or_default();
+                        if self.is_told_already(key, kind, body) {
+                            if kind == b"session.idle" {
                                 self.ask_again(cx, key, out);
                             }
                             return false;
                         }
-                        self.note_event(cx, key, kind.unwrap_or_default().as_bytes(), body, out);
-                        if self.keeps_idle(key, kind.unwrap_or_default().as_bytes(), body) {
+                        self.note_event(cx, key, kind, body, out);
+                        if self.keeps_idle(key, kind, body) {
                             return false;
                         }
                         if self.is_taking(key) && self.keep_early(key, body, out) {
@@ -295,8 +292,8 @@ impl Mux {
     fn session_key(&mut self, slot: SlotId, head: &Head, body: &[u8]) -> Option<usize> {
         let text = head.session.as_ref()?;
         let recent = self.upstreams.get(slot)?.recent;
-        if let (Some(entry), Some(plain)) = (self.entries.get(recent), text.plain(body))
-            && entry.id.as_str() == plain
+        if let (Some(entry), Some(plain)) = (self.entries.get(recent), text.plain_bytes(body))
+            && entry.id.as_str().as_bytes() == plain
         {
             return Some(recent);
         }
@@ -328,7 +325,7 @@ impl Mux {
             self.depart(cx, ClosedBy::Proxy, reason, false, out);
             return;
         }
-        let method = head.method.as_ref().and_then(|m| m.plain(body));
+        let method = head.method.as_ref().and_then(|m| m.plain_bytes(body));
         let class = method.map(classify_backend);
         let kind = class.unwrap_or(BackendClass::Unknown);
         if !self.may_hear(cx, slot, kind, head, body) {

@@ -485,9 +485,10 @@ pub(super) fn swap_id(out: &mut Vec<u8>, body: &[u8], id: Range<usize>, token: &
 /// refuses it in its own words.
 pub fn is_session_id(text: &str) -> bool {
     (1..=254).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        // Looks at every byte rather than stopping at the first odd one: this way it vectorises.
+        && text.bytes().fold(true, |plain, b| {
+            plain & (b.is_ascii_alphanumeric() | (b == b'_') | (b == b'-'))
+        })
 }
 
 /// `params.message` of a ping, if it is a string.

@@ -286,14 +286,14 @@ impl Mux {
     }
 
     /// Whether the client was told in other words what this event says: its turn is over.
-    pub(super) fn is_told_already(&mut self, key: usize, kind: &str, body: &[u8]) -> bool {
+    pub(super) fn is_told_already(&mut self, key: usize, kind: &[u8], body: &[u8]) -> bool {
         let entry = &mut self.entries[key];
         if entry.rest == Rest::Nothing || entry.parked.is_some() {
             return false;
         }
         match kind {
-            "abort" | "assistant.idle" => true,
-            "session.idle" => {
+            b"abort" | b"assistant.idle" => true,
+            b"session.idle" => {
                 // The next turn was acknowledged, and has not begun: it may be its end if it was
                 // not aborted.
                 let next = entry.turn.as_ref().is_some_and(|turn| turn.confirmed);

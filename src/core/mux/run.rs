@@ -12,10 +12,11 @@ use super::{
     outbox::{Dest, Outbox},
     session::{Entry, Rest},
     tells::Tells,
-    upstream::{Phase, SlotId, Upstream},
+    upstream::{Phase, SlotId},
 };
 use crate::core::{
     event::{Direction, FrameKind},
+    frame::PlainFrames,
     scan,
 };
 
@@ -46,20 +47,23 @@ impl Mux {
         if !fresh || !self.is_heard() {
             return start;
         }
+        let frames = upstream.cutter.plain();
         let (mut key, mut done, mut events) = (upstream.recent, start, 0);
-        while let Some(upstream) = self.upstreams.get(slot) {
+        loop {
             let rest = &input[done..];
-            let entry = self.entries.get(key).filter(|entry| is_open(entry, slot));
-            let stretch = entry.map_or_else(Stretch::default, |e| stretch(upstream, e, rest));
-            let rest = &rest[stretch.size..];
-            let next = self.session_of_event(upstream, rest);
+            let entry = self.entries.get(key);
+            let open = entry.filter(|entry| is_open(entry, slot));
+            let stretch = open.map_or_else(Stretch::default, |e| stretch(frames, e, rest));
+            let next = session_of_event(frames, &rest[stretch.size..]);
+            // The same one: more than an event to be counted.
+            let next = next.filter(|next| entry.is_none_or(|entry| entry.id.as_str() != *next));
+            let next = next.and_then(|next| self.by_session.get(next).copied());
             if stretch.events > 0 {
                 done += stretch.size;
                 events += stretch.events;
                 self.count_events(now, key, stretch.events, stretch.bytes);
             }
-            // The same: more than an event to be counted.
-            match next.filter(|next| *next != key) {
+            match next {
                 Some(next) => key = next,
                 None => break,
             }
@@ -74,13 +78,12 @@ impl Mux {
         }
         done
     }
+}
 
-    /// The key of the session that the event at the start of `rest` is of.
-    fn session_of_event(&self, upstream: &Upstream, rest: &[u8]) -> Option<usize> {
-        let (header, end) = upstream.cutter.plain(rest)?;
-        let session = scan::event_session(&rest[header..end])?;
-        self.by_session.get(session).copied()
-    }
+/// The session that the event at the start of `rest` is of.
+fn session_of_event(frames: PlainFrames, rest: &[u8]) -> Option<&str> {
+    let (header, end) = frames.cut(rest)?;
+    scan::event_session(&rest[header..end])
 }
 
 /// Whether events of a session pass to the client for being events of it.
@@ -92,15 +95,16 @@ pub(super) fn is_open(entry: &Entry, slot: SlotId) -> bool {
 }
 
 /// The events at the start of `input` that are of one session and tell nothing.
-fn stretch(upstream: &Upstream, entry: &Entry, input: &[u8]) -> Stretch {
+fn stretch(frames: PlainFrames, entry: &Entry, input: &[u8]) -> Stretch {
     let mut stretch = Stretch::default();
     let Some(session) = scan::Plain::new(entry.id.as_str()) else {
         return stretch;
     };
     let mut rest = input;
     let mut alike = scan::Alike::default();
-    while let Some((header, end)) = upstream.cutter.plain(rest) {
-        let body = &rest[header..end];
+    while let Some((header, end)) = frames.cut(rest) {
+        let (frame, behind) = rest.split_at(end);
+        let body = &frame[header..];
         // Events come in runs of one type, so what stands for the last one stands for most.
         if !alike.begins(body) {
             match scan::event_of(body, session) {
@@ -109,8 +113,8 @@ fn stretch(upstream: &Upstream, entry: &Entry, input: &[u8]) -> Stretch {
             }
         }
         stretch.events += 1;
-        stretch.bytes += end - header;
-        rest = &rest[end..];
+        stretch.bytes += body.len();
+        rest = behind;
     }
     stretch.size = input.len() - rest.len();
     stretch

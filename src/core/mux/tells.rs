@@ -1,14 +1,18 @@
 //! What events tell of a turn, by their type; and what is read out of those few that are looked
 //! into: once per prompt, per question to the client, and per turn, without building values.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::borrow::Cow;
 
+use ahash::RandomState;
 use memchr::{memchr, memchr2, memrchr};
 
 use crate::core::scan;
 
 /// The type of the event by which a turn asks for a tool of a client.
 pub(super) const TOOL_ASKED: &[u8] = b"external_tool.requested";
+
+/// The same in every process, since those of an upgrade compare marks.
+const MARKS: RandomState = RandomState::with_seeds(1, 2, 3, 4);
 
 /// What an event tells of its turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +71,10 @@ pub(super) fn acknowledged_id(result: &[u8]) -> Option<String> {
     let alone = result.strip_prefix(br#"{"messageId":""#);
     let alone = alone.and_then(|rest| rest.strip_suffix(br#""}"#));
     if let Some(id) = alone.filter(|id| memchr2(b'"', b'\\', id).is_none()) {
-        return Some(String::from_utf8_lossy(id).into_owned());
+        // Much sooner found out than what would have to be replaced.
+        let id =
+            std::str::from_utf8(id).map_or_else(|_| String::from_utf8_lossy(id), Cow::Borrowed);
+        return Some(id.into_owned());
     }
     let id = scan::text_at(result, &["messageId"])?;
     Some(id.get(result).into_owned())
@@ -89,15 +96,14 @@ pub(super) fn question(body: &[u8]) -> Option<(String, Option<Box<str>>)> {
 /// all that may hold another one. Read from the end, since every turn has such an event.
 pub(super) fn event_mark(body: &[u8]) -> Option<u64> {
     let mut end = body.len();
-    // Colons are few there: to go from one to the next is cheaper than to look for a word.
+    // This letter is rare there, other than quotes and colons: to go from one to the next is cheaper
+    // than to look for a word.
     loop {
-        end = memrchr(b':', &body[..end])?;
-        if body[..end].ends_with(br#""id""#)
-            && let Some(id) = body[end + 1..].strip_prefix(b"\"")
+        end = memrchr(b'i', &body[..end])?;
+        if body[..end].ends_with(b"\"")
+            && let Some(id) = body[end..].strip_prefix(br#"id":""#)
         {
-            let mut hasher = DefaultHasher::new();
-            id[..memchr(b'"', id)?].hash(&mut hasher);
-            return Some(hasher.finish());
+            return Some(MARKS.hash_one(&id[..memchr(b'"', id)?]));
         }
     }
 }

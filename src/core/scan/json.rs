@@ -117,6 +117,16 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The same, of a body whose strings are not judged: wherever they are not UTF-8, so be it.
+    pub(super) fn trusting(body: &'a [u8], surrogates: Surrogates) -> Self {
+        Self {
+            body,
+            at: 0,
+            valid: body.len(),
+            surrogates,
+        }
+    }
+
     /// Skips white space; the next byte, not consumed.
     #[inline]
     pub(super) fn peek(&mut self) -> Option<u8> {

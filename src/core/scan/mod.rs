@@ -113,6 +113,12 @@ impl Text {
         }
     }
 
+    /// The same as bytes, which need no check.
+    #[inline]
+    pub fn plain_bytes<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
+        (!self.escaped).then(|| self.span.of(body))
+    }
+
     /// The token with its quotes.
     pub fn token(&self) -> Span {
         Span {
@@ -295,7 +301,7 @@ pub struct Alike<'a>(&'a [u8]);
 impl Alike<'_> {
     /// Whether this is such an event: one for which [`event_of`] would give the same. Nothing is,
     /// if nothing has been read yet.
-    #[inline]
+    #[inline(always)]
     pub fn begins(self, body: &[u8]) -> bool {
         !self.0.is_empty() && body.starts_with(self.0) && prefix::is_closed(body)
     }
@@ -319,7 +325,12 @@ pub fn text_at(body: &[u8], path: &[&str]) -> Option<Text> {
     head::text_at(body, path)
 }
 
+/// [`scan`] without its short cut: the reference that it is compared with.
+pub fn scan_whole(body: &[u8]) -> Result<Head, Reject> {
+    head::read_whole(body, string::Surrogates::Paired)
+}
+
 /// [`scan_backend`] without its short cuts: the reference that they are compared with.
 pub fn scan_backend_whole(body: &[u8]) -> Result<Head, Reject> {
-    head::read(body, string::Surrogates::Any)
+    head::read_whole(body, string::Surrogates::Any)
 }

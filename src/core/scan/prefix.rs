@@ -2,7 +2,8 @@
 //!
 //! Recognises byte for byte what CLI 1.0.102 emits and nothing else; the slightest difference
 //! (a space, an escape, another order) leaves the frame to the general scanner. Never used on
-//! frames from clients: it trusts what it does not read.
+//! frames from clients, since it trusts what it does not read; but for how their requests begin
+//! ([`request_opening`]), behind which the general scanner goes on.
 
 use memchr::memchr2;
 
@@ -22,7 +23,12 @@ const RUN_TYPE: &[u8; 19] = br#"","event":{"type":""#;
 const METHOD: std::ops::Range<usize> = OPENING.len() + 10..OPENING.len() + 23;
 /// Where the params begin in such a body.
 const PARAMS: usize = OPENING.len() + 34;
+const DATA: &[u8] = br#","data":"#;
 const ID: &[u8] = br#""id":"#;
+/// What stands between the id of a client's request and its method, and between that and the
+/// session.
+const CALLED: &[u8] = br#","method":""#;
+const NAMED: &[u8] = br#","params":{"sessionId":""#;
 const RESULT: &[u8] = br#","result":"#;
 /// With the brace: an error is an object, and `"error":null` would make this another kind.
 const ERROR: &[u8] = br#","error":{"#;
@@ -52,7 +58,7 @@ pub(super) fn event_session(body: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether event, params and frame are closed.
-#[inline]
+#[inline(always)]
 pub(super) fn is_closed(body: &[u8]) -> bool {
     body.last_chunk() == Some(b"}}}")
 }
@@ -110,6 +116,16 @@ fn event_opening(body: &[u8]) -> Option<(Text, Text, usize)> {
     matches!(body[at..], [b',' | b'}', ..]).then_some((session, event_type, at))
 }
 
+/// Where the value of `data` begins in the event of `body`, if that stands behind the type.
+pub(super) fn event_data(body: &[u8]) -> Option<usize> {
+    let rest = body.strip_prefix(OPENING)?;
+    if !rest.starts_with(EVENT) {
+        return None;
+    }
+    let (_, _, at) = event_opening(body)?;
+    body[at..].starts_with(DATA).then_some(at + DATA.len())
+}
+
 /// What begins as the frames do that [`head`] reads.
 pub(super) fn opening(start: &[u8]) -> Option<Opening> {
     let rest = start.strip_prefix(OPENING)?;
@@ -162,6 +178,25 @@ fn response_opening(body: &[u8]) -> Option<(Id, usize)> {
         b'0'..=b'9' => integer(body, start),
         _ => None,
     }
+}
+
+/// How most requests of clients begin, since all SDKs write the members of a frame in this order:
+/// `{"jsonrpc":"2.0","id":N,"method":"…","params":{"sessionId":"…"`. Id, method, session, and where
+/// it goes on. Of what follows nothing is known.
+pub(super) fn request_opening(body: &[u8]) -> Option<(Id, Text, Text, usize)> {
+    if !body.starts_with(OPENING) {
+        return None;
+    }
+    let (id, at) = response_opening(body)?;
+    if !body[at..].starts_with(CALLED) {
+        return None;
+    }
+    let (method, at) = text(body, at + CALLED.len())?;
+    if !body[at..].starts_with(NAMED) {
+        return None;
+    }
+    let (session, at) = text(body, at + NAMED.len())?;
+    Some((id, method, session, at))
 }
 
 /// What a value may begin with: the emitter writes no space.
@@ -236,6 +271,24 @@ pub(super) fn empty(kind: Kind) -> Head {
 mod tests {
     use super::*;
     use crate::core::scan::{scan_backend, scan_backend_whole};
+
+    /// So that it cannot silently rot either.
+    #[test]
+    fn requests_of_sdks_are_recognised() {
+        let recorded = include_str!("../../../tests/golden/from_clients.jsonl");
+        let named = |line: &&str| line.contains(r#""params":{"sessionId":""#);
+        let requests: Vec<&str> = recorded.lines().filter(named).collect();
+        assert!(requests.len() >= 8, "{}", requests.len());
+        for line in requests {
+            let (id, method, session, at) = request_opening(line.as_bytes()).expect(line);
+            let head = scan_backend_whole(line.as_bytes()).expect("a frame");
+            assert_eq!(
+                (Some(id), Some(method), Some(session)),
+                (head.id, head.method, head.session)
+            );
+            assert!(line[at..].starts_with([',', '}']), "{line}");
+        }
+    }
 
     /// The short cut is taken for what the CLI was seen to send, so that it cannot silently rot, and
     /// says what the general path says.

@@ -478,7 +478,7 @@ impl<'a> Registrar<'a> {
         };
         let id = id.token().of(body);
         let method = method.get(body);
-        let BackendClass::Provider(kind) = classify_backend(&method) else {
+        let BackendClass::Provider(kind) = classify_backend(method.as_bytes()) else {
             let method = method.into_owned();
             self.refuse(id, &ProxyError::MethodNotFound { method });
             return;
