@@ -30,6 +30,7 @@ use tokio::time::Sleep;
 
 use self::{
     ears::Ears,
+    lent::wall_clock,
     searches::Searches,
     upstreams::{End, Upstream},
     work::Work,
@@ -72,6 +73,9 @@ const ROUNDS: usize = 16;
 
 /// How long the last bytes may take to leave when a connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// What leaves in one write at most.
+type Slices<'a> = [IoSlice<'a>; 64];
 
 /// What a started piece of work ends with.
 enum Done {
@@ -243,11 +247,14 @@ impl Driver {
 
     fn poll_rounds(&mut self, task: &mut Task<'_>) -> Poll<()> {
         let snapshot = self.shared.pool.snapshot();
-        self.follow_rules();
         // The rounds of one turn at the processor are as good as one moment.
         let now = Instant::now();
-        self.wall = SystemTime::now();
+        self.wall = wall_clock(now);
         self.mailbox.register(task);
+        // Who replaces the rules says so to all connections.
+        if self.client_is_new || !self.mailbox.is_quiet() {
+            self.follow_rules();
+        }
         self.client_is_quiet = false;
         for upstream in self.upstreams.iter_mut().flatten() {
             upstream.is_quiet = false;
@@ -279,13 +286,30 @@ impl Driver {
             progress |= self.poll_work(now, &snapshot, task);
             progress |= self.poll_upstreams(now, &snapshot, task);
             progress |= self.poll_client(now, &snapshot, task);
-            if !progress && !self.poll_timer(now, &snapshot, task) {
+            let more = progress && self.may_have_more();
+            if !more && !self.poll_timer(now, &snapshot, task) {
                 return Poll::Pending;
             }
         }
         self.poll_timer(now, &snapshot, task);
         task.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether another round may find something to do. Mostly not: sockets have been asked again once
+    /// they were read, and will wake the task.
+    fn may_have_more(&self) -> bool {
+        let mut quiet = self.client_is_quiet || self.client.is_none();
+        for upstream in self.upstreams.iter().flatten() {
+            quiet &= upstream.is_quiet;
+        }
+        !quiet
+            || !self.work.is_empty()
+            || !self.mailbox.is_quiet()
+            || self.closing.is_some()
+            || self.rejudge
+            || self.ears.rejudges
+            || self.has_unread
     }
 
     /// Whether so much waits for the client that nothing is done which would make it more.
@@ -326,6 +350,24 @@ impl Driver {
         input: &[u8],
         handle: impl FnOnce(&mut Mux, &Context<'_>, &mut Outbox) -> usize,
     ) -> usize {
+        let cx = Context {
+            now,
+            wall: self.wall,
+            snapshot,
+            settings: &self.rules.mux,
+            commons: &*self.desk,
+        };
+        let used = handle(&mut self.mux, &cx, &mut self.out);
+        if !self.said_opened && self.mux.has_greeted() {
+            self.say_opened();
+        }
+        let mut failed = self.write(input, now, task);
+        self.out.clear();
+        let mut output = self.mux.poll_output();
+        // Mostly that is all.
+        if output.is_none() && failed.is_empty() && !self.client_gone {
+            return used;
+        }
         let (rules, desk) = (self.rules.clone(), self.desk.clone());
         let cx = Context {
             now,
@@ -334,15 +376,7 @@ impl Driver {
             settings: &rules.mux,
             commons: &*desk,
         };
-        let used = handle(&mut self.mux, &cx, &mut self.out);
-        if !self.said_opened && self.mux.has_greeted() {
-            self.say_opened();
-        }
-        let mut input = input;
         loop {
-            let failed = self.write(input, now, task);
-            self.out.clear();
-            input = &[];
             for slot in failed {
                 self.drop_upstream(slot);
                 self.mux
@@ -351,12 +385,14 @@ impl Driver {
             if self.client_gone && self.closing.is_none() {
                 self.mux.handle_client_closed(&cx, &mut self.out);
             }
-            while let Some(output) = self.mux.poll_output() {
-                self.carry_out(&cx, output);
+            while let Some(wish) = output.take().or_else(|| self.mux.poll_output()) {
+                self.carry_out(&cx, wish);
             }
             if self.out.is_empty() {
                 break;
             }
+            failed = self.write(&[], now, task);
+            self.out.clear();
         }
         used
     }
@@ -375,18 +411,25 @@ impl Driver {
         if out.is_empty() {
             return failed;
         }
-        let mut slices = [IoSlice::new(&[]); 64];
+        let mut gathered: Slices<'_>;
         let mut writes = out.iter(input).peekable();
         while let Some((dest, bytes)) = writes.next() {
-            slices[0] = IoSlice::new(bytes);
-            let mut count = 1;
-            while count < slices.len()
-                && let Some((_, more)) = writes.next_if(|(next, _)| *next == dest)
-            {
-                slices[count] = IoSlice::new(more);
-                count += 1;
-            }
-            let slices = &slices[..count];
+            let alone = [IoSlice::new(bytes)];
+            // Mostly it is.
+            let slices = if writes.peek().is_none_or(|(next, _)| *next != dest) {
+                &alone[..]
+            } else {
+                gathered = [IoSlice::new(&[]); _];
+                gathered[0] = alone[0];
+                let mut count = 1;
+                while count < gathered.len()
+                    && let Some((_, more)) = writes.next_if(|(next, _)| *next == dest)
+                {
+                    gathered[count] = IoSlice::new(more);
+                    count += 1;
+                }
+                &gathered[..count]
+            };
             match dest {
                 Dest::Client => {
                     if let Some(client) = client.as_mut().filter(|_| !*client_gone)
@@ -667,6 +710,10 @@ impl Driver {
         });
         keep_rest(&mut self.client_in, large, &buffer[..input], whole, used);
         give_back(buffer);
+        // Mostly it has said all, and another round can be spared.
+        let client = self.client.as_mut();
+        self.client_is_quiet =
+            client.is_none_or(|client| client.poll_read_ready(task).is_pending());
         true
     }
 }

@@ -2,7 +2,10 @@
 //! written and done. The thread lends it, so that an idle connection owns none and a busy one
 //! allocates none.
 
-use std::cell::RefCell;
+use std::{
+    cell::{Cell, RefCell},
+    time::{Duration, Instant, SystemTime},
+};
 
 use super::Driver;
 use crate::core::mux::{Memory, OutboxMemory};
@@ -13,8 +16,27 @@ struct Lent {
     mux: Memory,
 }
 
+/// How long it is believed that the wall clock goes as the monotonic one does.
+const SET: Duration = Duration::from_secs(1);
+
 thread_local! {
     static LENT: RefCell<Lent> = RefCell::default();
+    /// When the wall clock was read, and what it said.
+    static WALL: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
+}
+
+/// The wall clock's time at this moment, at most [`SET`] behind when somebody sets it: it stands in a
+/// few answers, and is asked for at each wake-up.
+pub(super) fn wall_clock(now: Instant) -> SystemTime {
+    if let Some((at, wall)) = WALL.get()
+        && let Some(since) = now.checked_duration_since(at)
+        && since < SET
+    {
+        return wall + since;
+    }
+    let wall = SystemTime::now();
+    WALL.set(Some((now, wall)));
+    wall
 }
 
 impl Driver {

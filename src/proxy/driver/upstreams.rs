@@ -200,6 +200,10 @@ impl Driver {
                 upstream.partial_since = is_within.then_some(now);
             }
             give_back(buffer);
+            // As with the client.
+            if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {
+                upstream.is_quiet = upstream.socket.poll_read_ready(task).is_pending();
+            }
         }
         progress
     }
