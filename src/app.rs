@@ -602,6 +602,7 @@ fn rules(config: &Config) -> Rules {
             access: config.identity.access.clone(),
             revoke_grace: config.identity.revoke_grace,
             last_turns: config.drain.timeout,
+            caps: config.limits.caps,
         },
         principals: config.identity.principals.clone(),
         policy,
@@ -613,7 +614,6 @@ fn rules(config: &Config) -> Rules {
         drain_timeout: config.drain.timeout,
         connections: config.limits.connections,
         strangers: strangers(config),
-        caps: config.limits.caps,
         front: Arc::new(Front {
             allow_from: config.listener.allow_from.clone(),
             proxy_from: config.listener.proxy_protocol_from.clone(),

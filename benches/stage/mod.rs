@@ -94,6 +94,7 @@ impl Stage {
             turns: Terms::default(),
             revoke_grace: Duration::from_secs(60),
             last_turns: Duration::from_secs(600),
+            caps: taxiway::core::identity::Caps::default(),
             access: Arc::default(),
         };
         let now = Instant::now();

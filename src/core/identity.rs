@@ -70,6 +70,12 @@ impl Caps {
             bytes_per_second: self.bytes_per_second.or(common.bytes_per_second),
         }
     }
+
+    /// Whether each call counts.
+    #[inline]
+    pub fn bound_rates(&self) -> bool {
+        self.calls_per_second.is_some() || self.bytes_per_second.is_some()
+    }
 }
 
 /// Who a connection has proved to be.

@@ -96,13 +96,13 @@ impl Desk {
             Thing::Turn => caps.turns,
         };
         let own = match guest.principal.load().as_ref() {
-            None => rules.caps,
-            Some(principal) if principal.role == Role::User => principal.caps.or(rules.caps),
+            None => rules.mux.caps,
+            Some(principal) if principal.role == Role::User => principal.caps.or(rules.mux.caps),
             Some(principal) => {
                 let session = session.map(SessionId::as_str);
                 let person = rules.mux.access.person_for(principal, session);
                 if person != principal.person() {
-                    each(&self.shared.quota.account(&person), of(&rules.caps))?;
+                    each(&self.shared.quota.account(&person), of(&rules.mux.caps))?;
                 }
                 principal.caps
             }
@@ -189,9 +189,9 @@ impl Commons for Desk {
         }
         let rules = self.shared.rules.load();
         let (person, caps) = match principal {
-            Some(principal) => (principal.person(), principal.caps.or(rules.caps)),
+            Some(principal) => (principal.person(), principal.caps.or(rules.mux.caps)),
             // Nobody says who he is: those of one address are one.
-            None => (Person::new("", &self.address.to_string()), rules.caps),
+            None => (Person::new("", &self.address.to_string()), rules.mux.caps),
         };
         let account = self.shared.quota.account(&person);
         account.enter(caps.connections)?;
@@ -209,7 +209,7 @@ impl Commons for Desk {
         };
         let rules = self.shared.rules.load();
         let own = guest.principal.load().as_ref().map(|p| p.caps);
-        let caps = own.unwrap_or_default().or(rules.caps);
+        let caps = own.unwrap_or_default().or(rules.mux.caps);
         guest.account.spend(&caps, bytes, rules.mux.frame.frame)
     }
 

@@ -35,7 +35,7 @@ use crate::{
         balance::Policy,
         credential::Principals,
         event::Event,
-        identity::{Caps, Principal, Role},
+        identity::{Principal, Role},
         locate,
         mux::Settings,
         strangers::Bounds,
@@ -106,8 +106,6 @@ pub struct Rules {
     pub connections: usize,
     /// How many of them may not have proved yet who they are; none = nobody has to.
     pub strangers: Option<Bounds>,
-    /// What each user may use at a time; a principal may have others.
-    pub caps: Caps,
     /// How long a drained backend keeps what runs there.
     pub drain_timeout: std::time::Duration,
 }

@@ -112,6 +112,10 @@ impl Mux {
         if matches!(asked.class, Class::Ping | Class::Connect) {
             return None;
         }
+        let own = self.principal.as_ref().map(|principal| principal.caps);
+        if !own.unwrap_or_default().or(cx.settings.caps).bound_rates() {
+            return None;
+        }
         let spent = cx.commons.spend(asked.body.len());
         spent.err().map(|over| self.over_cap(over))
     }

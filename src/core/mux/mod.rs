@@ -82,7 +82,7 @@ use super::{
     event::{ClosedBy, Direction, Event, FrameKind},
     frame::{Cutter, FrameLimits},
     id::{BackendName, ConnectionId, SessionId},
-    identity::Principal,
+    identity::{Caps, Principal},
     idmap::{BackendRequests, Calls},
     rare::Rare,
     reply::{self, ProxyError},
@@ -159,6 +159,8 @@ pub struct Settings {
     pub revoke_grace: Duration,
     /// How long turns may go on whose client is nobody any more.
     pub last_turns: Duration,
+    /// What each user may use at a time; a principal may have others.
+    pub caps: Caps,
 }
 
 /// What a handler may look at besides its own state.

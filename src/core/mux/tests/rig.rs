@@ -116,6 +116,7 @@ pub(super) fn settings() -> Settings {
         },
         revoke_grace: Duration::from_secs(60),
         last_turns: Duration::from_secs(600),
+        caps: crate::core::identity::Caps::default(),
         access: Arc::default(),
     }
 }
