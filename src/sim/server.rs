@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -129,17 +132,25 @@ impl Shared {
 pub struct SimServer {
     shared: Arc<Shared>,
     address: SocketAddr,
+    /// Holds the port while this lives, so that whoever asks for any free one is not given that of
+    /// a server that was killed: its clients would meet a stranger. It never listens.
+    _port: Option<TcpSocket>,
 }
 
 impl SimServer {
     /// Binds and starts. Must be called within a tokio runtime.
+    ///
+    /// On Linux nobody but another simulated server that names it is given the port as long as this
+    /// lives, also when the server has ended.
     ///
     /// # Errors
     ///
     /// The address cannot be bound.
     pub async fn start(options: SimOptions) -> io::Result<Self> {
         static SERVERS: AtomicU64 = AtomicU64::new(1);
-        let listener = TcpListener::bind(options.address).await?;
+        let port = hold(options.address)?;
+        let free = port.as_ref().map(TcpSocket::local_addr).transpose()?;
+        let listener = TcpListener::bind(free.unwrap_or(options.address)).await?;
         let address = listener.local_addr()?;
         let number = SERVERS.fetch_add(1, Ordering::Relaxed);
         let process = (u64::from(process_id()) << 32) | number;
@@ -157,7 +168,11 @@ impl SimServer {
         shared
             .tasks
             .spawn(connection::accept(shared.clone(), listener));
-        Ok(Self { shared, address })
+        Ok(Self {
+            shared,
+            address,
+            _port: port,
+        })
     }
 
     /// Where it listens.
@@ -218,6 +233,21 @@ impl SimServer {
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.lock().seen.iter().cloned().collect()
     }
+}
+
+/// Takes a port for good. Linux lets a listener have what another socket is bound to that allows it
+/// and does not listen; elsewhere the port is only taken while the server runs.
+fn hold(address: SocketAddr) -> io::Result<Option<TcpSocket>> {
+    if !cfg!(target_os = "linux") {
+        return Ok(None);
+    }
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(Some(socket))
 }
 
 impl Drop for SimServer {

@@ -282,6 +282,29 @@ async fn a_kill_resets_connections_and_keeps_only_what_is_on_disk() {
     );
 }
 
+/// Else the kernel may give it to whoever asks next for any free one.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_port_of_a_killed_server_is_kept_for_its_successor() {
+    let killed = server(|_| {}).await;
+    let address = killed.address();
+    killed.kill();
+    let end = tokio::time::Instant::now() + PATIENCE;
+    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    // Its task has to come to that first.
+    while !TcpStream::connect(address).await.is_err_and(refused) {
+        assert!(tokio::time::Instant::now() < end, "it listens still");
+        tokio::task::yield_now().await;
+    }
+    // As who asks for any free port does, and without its chance to be given another one.
+    let stranger = tokio::net::TcpSocket::new_v4().unwrap();
+    let taken = stranger.bind(address).unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    let successor = server(|options| options.address = address).await;
+    let mut client = Client::to(&successor).await;
+    client.call("ping", json!({})).await;
+}
+
 #[tokio::test]
 async fn a_send_is_lost_by_a_kill_right_after_its_answer() {
     let home = Home::new();

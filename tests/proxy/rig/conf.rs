@@ -1,25 +1,32 @@
 //! A configuration file, as values that a test can change.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, btree_map::Entry as Place},
     fmt::Write as _,
-    iter,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     sync::Mutex,
 };
 
+use tokio::net::TcpSocket;
+
 use super::{Disks, Sims};
 
-/// An address that was free a moment ago, and that nobody else in this process was given: the
-/// kernel may well name the same port twice once its first listener is closed.
+/// An address that nobody else is given, in this process or another: the socket that took it stays
+/// for as long as the tests run. It does not listen, so that who connects is refused, and a proxy
+/// may (on Linux; elsewhere it is given back, and not given again by this process).
 pub(crate) fn free_address() -> SocketAddr {
-    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
-    iter::repeat_with(|| {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        listener.local_addr().unwrap()
-    })
-    .find(|address| GIVEN.lock().unwrap().insert(*address))
-    .unwrap()
+    static GIVEN: Mutex<BTreeMap<SocketAddr, Option<TcpSocket>>> = Mutex::new(BTreeMap::new());
+    let mut given = GIVEN.lock().unwrap();
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        if let Place::Vacant(vacant) = given.entry(address) {
+            vacant.insert(cfg!(target_os = "linux").then_some(socket));
+            return address;
+        }
+    }
 }
 
 /// One `[[backends]]` entry.
