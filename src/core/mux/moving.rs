@@ -6,14 +6,16 @@ use super::{
     Asker, Context, Mux, Output,
     calls::Call,
     outbox::Outbox,
+    own::Errand,
     reopen::{Cause, Stage},
-    upstream::{GivenUp, Waiting},
+    session::Rest,
+    upstream::{GivenUp, SlotId, Waiting},
 };
 use crate::core::{
     event::{ClosedBy, TakeOverResult},
     id::{BackendName, SessionId},
     locate::Purpose,
-    reply::{LostBy, ProxyError},
+    reply::{self, LostBy, ProxyError},
     route::Class,
 };
 
@@ -139,6 +141,40 @@ impl Mux {
             };
             self.answer_with_error(cx, &id, call, &error, out);
         }
+    }
+
+    /// Nobody can end the turn any more, and others have its session open. They may hear of its end
+    /// before this connection has told its client anything else, and take it for completed; so its
+    /// client is told nothing, and hears the end that the backend tells to all. Who opens the session
+    /// there later finds that nothing runs.
+    pub(super) fn abort_for_all(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        slot: SlotId,
+        out: &mut Outbox,
+    ) {
+        if self.entries[key].turn.is_none() {
+            return;
+        }
+        let params = reply::session_params(self.entries[key].id.as_str());
+        let errand = Errand::Quell;
+        self.call_own(cx, key, slot, errand, "session.abort", &params, out);
+    }
+
+    /// The client was told that its turn is over: nothing of it may go on, here or in the process
+    /// that opens the session next.
+    pub(super) fn abort_rest(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &mut self.entries[key];
+        entry.turn = None;
+        entry.forget_asked();
+        entry.rest = Rest::Runs;
+        let Some(slot) = entry.here_at().filter(|_| entry.reopening.is_none()) else {
+            return;
+        };
+        let params = reply::session_params(entry.id.as_str());
+        let errand = Errand::Quell;
+        self.call_own(cx, key, slot, errand, "session.abort", &params, out);
     }
 
     /// As [`Mux::abort_rest`], with the sends that are under way: they fall under the abort, since

@@ -413,8 +413,15 @@ impl Mux {
             Step::Answer => {
                 reopening.answered += 1;
                 let refused = memchr::memmem::find(answer.result, br#""success":false"#).is_some();
-                reopening.torn |= refused && lately;
                 reopening.wanted |= answer.succeeded && !refused;
+                if refused && lately {
+                    reopening.torn = true;
+                    // Half on disk, it stays so, should this process end as well.
+                    let at = reopening.answered - 1;
+                    if let Some(given) = self.entries[key].answers.get_mut(at) {
+                        given.at = cx.now;
+                    }
+                }
                 self.ask_survivor(cx, key, out);
             }
             Step::Resume if answer.not_found => self.run(cx, key, Step::Create, out),
@@ -426,14 +433,17 @@ impl Mux {
             Step::IsProcessing => {
                 let (torn, wanted) = (reopening.torn, reopening.wanted);
                 let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
-                // Others who have it open would go on hearing it.
-                let session = self.entries[key].id.as_str();
-                let torn = torn && !cx.commons.has_others(session, self.id);
                 // It waits for something that its client was never asked: the question was lost on
                 // its way, and nobody asks it again.
                 let unasked = !wanted && self.entries[key].asked.is_empty();
                 // Or for a tool that is known as answered, and whose result is lost.
-                if over || unasked || torn {
+                let shared = || {
+                    cx.commons
+                        .has_others(self.entries[key].id.as_str(), self.id)
+                };
+                if !over && !unasked && torn && shared() {
+                    self.abort_for_all(cx, key, own.slot, out);
+                } else if over || unasked || torn {
                     if !over {
                         self.entries[key].rest = Rest::Runs;
                     }
@@ -501,21 +511,6 @@ impl Mux {
             self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
             self.entries[key].turn = None;
         }
-    }
-
-    /// The client was told that its turn is over: nothing of it may go on, here or in the process
-    /// that opens the session next.
-    pub(super) fn abort_rest(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
-        let entry = &mut self.entries[key];
-        entry.turn = None;
-        entry.forget_asked();
-        entry.rest = Rest::Runs;
-        let Some(slot) = entry.here_at().filter(|_| entry.reopening.is_none()) else {
-            return;
-        };
-        let params = reply::session_params(entry.id.as_str());
-        let errand = Errand::Quell;
-        self.call_own(cx, key, slot, errand, "session.abort", &params, out);
     }
 
     /// It is open again: what waited goes on.

@@ -8,6 +8,7 @@ use super::{
     reopening::{self, grant, own_call, read},
     rig::{Rig, Shell, event, request, result},
 };
+use crate::core::{event::TurnOutcome, mux::Output};
 
 /// A turn at `a` that waits for a tool of the client, which has the `requestId` `r1`.
 fn waiting_turn() -> Rig {
@@ -366,5 +367,72 @@ fn a_turn_one_of_whose_tools_is_half_on_disk_does_not_go_on() {
         assert_eq!(rig.mux.open_turns(), 0);
         rig.client(&read(3, "alone-1"));
         assert_eq!(rig.heard_ids("b"), [json!(3)]);
+    }
+}
+
+/// Where others have the session open, they hear the same as the one that knows: the end that the
+/// backend tells, once.
+#[test]
+fn a_turn_that_is_half_on_disk_is_aborted_for_all_who_have_its_session_open() {
+    for (since, survives) in [(0, false), (4, false), (10, true)] {
+        let mut rig = waiting_turn();
+        let data = json!({"requestId": "r2"});
+        rig.backend("a", &event("s1", "external_tool.requested", data));
+        rig.client(&answer(2, "r1"));
+        rig.backend("a", &result(2, json!({"success": true})));
+        let completed = json!({"requestId": "r1"});
+        rig.backend("a", &event("s1", "external_tool.completed", completed));
+        rig.said();
+        rig.pass(Duration::from_secs(since));
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        // A process that ends before it has aborted leaves the same behind.
+        for process in ["b", "c"] {
+            rig.silent();
+            grant(&mut rig, process, "session.resume", json!({}));
+            let method = "session.tools.handlePendingToolCall";
+            grant(&mut rig, process, method, json!({"success": false}));
+            if process == "b" {
+                rig.send(3, "s1");
+            }
+            let processing = json!({"processing": true});
+            grant(
+                &mut rig,
+                process,
+                "session.metadata.isProcessing",
+                processing,
+            );
+            if survives {
+                break;
+            }
+            assert_eq!(rig.mux.open_turns(), 1);
+            if process == "b" {
+                assert_eq!(own_call(&mut rig, "b")["method"], json!("session.abort"));
+                rig.homes.insert("s1".into(), "c".into());
+                rig.pass(Duration::from_secs(4));
+                rig.lose("b");
+            }
+        }
+        if survives {
+            assert_eq!(rig.heard_ids("b"), [json!(3)], "it goes on");
+            assert_eq!(rig.mux.open_turns(), 1);
+            continue;
+        }
+        let abort = own_call(&mut rig, "c");
+        assert_eq!(abort["method"], json!("session.abort"));
+        assert!(rig.heard("c").is_empty(), "it would fall under the abort");
+        rig.backend("c", &result(abort["id"].clone(), json!({"success": true})));
+        assert_eq!(rig.heard_ids("c"), [json!(3)]);
+        rig.backend(
+            "c",
+            &event("s1", "abort", json!({"reason": "user_initiated"})),
+        );
+        rig.backend("c", &event("s1", "session.idle", json!({"aborted": true})));
+        assert_eq!(kinds(&rig.said()), ["abort", "session.idle"]);
+        let turns = rig.logged(|output| match output {
+            Output::TurnEnded(turn, _) => Some(turn.outcome),
+            _ => None,
+        });
+        assert_eq!(turns, [TurnOutcome::Aborted]);
     }
 }
