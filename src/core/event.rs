@@ -336,8 +336,8 @@ pub enum Event {
         principal: Arc<str>,
         user: Arc<str>,
     },
-    /// A backend's connection ended in the middle of a frame of which the client had the beginning:
-    /// the client's was closed.
+    /// The client's connection was closed in the middle of a frame of a backend, of which it had the
+    /// beginning: that one's connection ended there, or Taxiway did.
     FrameCut {
         connection: ConnectionId,
         backend: BackendName,

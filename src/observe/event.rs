@@ -238,7 +238,7 @@ impl Observer {
                 connection = connection.0,
                 backend = clip(backend.as_str()),
                 what = "cut frame",
-                reason = "it ended in the middle of a large message: the client is closed",
+                reason = "the client is closed in the middle of a large message",
                 "backend"
             ),
             Event::Placement {

@@ -36,6 +36,7 @@ impl Mux {
         if self.life == Life::Closed {
             return;
         }
+        self.cut(out);
         self.end_all_parked(cx, out);
         self.end_work(
             cx,

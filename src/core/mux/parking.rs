@@ -109,6 +109,9 @@ impl Mux {
         if matches!(self.life, Life::Closed | Life::Parked) {
             return;
         }
+        if by != ClosedBy::Client {
+            self.cut(out);
+        }
         let grace = cx.settings.detach_grace;
         let grace = grace.filter(|_| parks && self.life == Life::Open);
         self.let_takings_go(cx);

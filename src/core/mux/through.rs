@@ -275,13 +275,20 @@ impl Mux {
     /// An upstream connection has ended. Whether it was in the middle of a frame of which the client
     /// has the beginning: nothing more is written to that one.
     pub(super) fn is_cut_by(&mut self, slot: SlotId, out: &mut Outbox) -> bool {
-        let passing = self.passing.take_if(|passing| *passing == slot);
-        let Some(upstream) = passing.and_then(|slot| self.upstreams.get(slot)) else {
+        self.passing == Some(slot) && self.cut(out)
+    }
+
+    /// Whatever passes will not come to its end, since the client's connection is about to. Whether
+    /// something passes.
+    pub(super) fn cut(&mut self, out: &mut Outbox) -> bool {
+        let is_heard = self.is_heard();
+        let upstream = self
+            .passing
+            .take()
+            .and_then(|slot| self.upstreams.get(slot));
+        let Some(upstream) = upstream.filter(|_| is_heard) else {
             return false;
         };
-        if !self.is_heard() {
-            return false;
-        }
         out.shut();
         self.outputs.push_back(Output::Event(Event::FrameCut {
             connection: self.id,

@@ -126,8 +126,8 @@ table! {
          session that the client is not attached to), no_session (of a kind that may be about any \
          session, and names none).";
     FRAMES_CUT: Counter "taxiway_cut_frames_total" []
-        "Client connections closed because a backend's connection ended in the middle of a large \
-         message of which the client had the beginning.";
+        "Client connections closed in the middle of a large message of a backend, of which they had \
+         the beginning: that one's connection ended there, or Taxiway's own time was over.";
     BUFFERED: Gauge "taxiway_buffered_bytes" []
         "What waits in memory for a client or a backend to take it, and what has come of large \
          messages that are held until they are complete.";

@@ -366,6 +366,20 @@ fn taxiway_does_not_stop_before_it_has_passed() {
 }
 
 #[test]
+fn taxiway_that_ends_before_it_has_passed_says_so() {
+    let mut rig = rig();
+    get_messages(&mut rig, 7, "s1");
+    rig.said_raw();
+    let (first, _) = split(&large(7), 2000);
+    rig.backend_bytes("a", &first);
+    rig.drain_client();
+    rig.shut_down();
+    assert_eq!(rig.closed, Some("Taxiway is shutting down"));
+    assert_eq!(rig.said_in_part(), first);
+    assert_eq!(cuts(&rig), 1);
+}
+
+#[test]
 fn a_turn_is_not_silent_while_its_backend_is_in_a_frame() {
     let mut rig = rig_with(Settings {
         turn_stall: Some(Duration::from_secs(10)),
