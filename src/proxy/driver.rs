@@ -12,6 +12,7 @@ mod mail;
 mod parting;
 mod reach;
 mod searches;
+mod serving;
 mod tally;
 mod timer;
 mod upstreams;
@@ -32,6 +33,7 @@ use self::{
     ears::Ears,
     lent::wall_clock,
     searches::Searches,
+    serving::Serving,
     upstreams::{End, Upstream},
     work::Work,
 };
@@ -46,7 +48,6 @@ use super::{
     outbuf::OutBuf,
     pacer::Permit,
     readbuf::{self, carry_over, give_back, keep_rest, read, restore, take_buffer},
-    services,
 };
 use crate::{
     core::{
@@ -111,6 +112,8 @@ pub struct Driver {
     /// The one that is read first next time: where the client was full last.
     first_read: usize,
     work: Work,
+    /// Calls that are executed here; none most of the time.
+    serving: Option<Box<Serving>>,
     mailbox: Arc<Mailbox>,
     sleep: Pin<Box<Sleep>>,
     armed: Option<Instant>,
@@ -177,6 +180,7 @@ impl Driver {
             upstreams: Vec::new(),
             first_read: 0,
             work: Work::default(),
+            serving: None,
             mailbox,
             sleep: Box::pin(tokio::time::sleep_until(now.into())),
             armed: None,
@@ -305,6 +309,7 @@ impl Driver {
         }
         !quiet
             || !self.work.is_empty()
+            || self.serving.is_some()
             || !self.mailbox.is_quiet()
             || self.closing.is_some()
             || self.rejudge
@@ -468,12 +473,7 @@ impl Driver {
                 self.authenticate(cx, ticket, token);
             }
             Output::Locate(question) => self.locate(cx, question),
-            Output::Serve(call) => {
-                let ticket = call.ticket;
-                let future = services::serve(&self.shared, &self.rules, self.id, call);
-                self.work
-                    .push(Box::pin(async move { Done::Served(ticket, future.await) }));
-            }
+            Output::Serve(call) => self.serve(call),
             Output::ProviderAnswer { token, body, id } => {
                 self.shared.providers.answer(token, &body, id);
             }
@@ -620,6 +620,7 @@ impl Driver {
     fn poll_work(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
         let mut progress = false;
         self.end_forgotten_searches();
+        self.begin_serving();
         while let Some(done) = self.work.poll_next(task) {
             progress = true;
             self.ears.rejudges |= self.ears.unsettled;
@@ -640,6 +641,8 @@ impl Driver {
                         mux.handle_served(cx, ticket, &served, out);
                         0
                     });
+                    self.end_serving(ticket);
+                    self.begin_serving();
                 }
             }
         }

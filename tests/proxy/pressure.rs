@@ -195,3 +195,94 @@ async fn a_backend_that_does_not_read_stops_only_those_who_write_to_it() {
     })
     .await;
 }
+
+/// Lists are made here, so that no backend would feel that they are not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_asks_for_lists_and_does_not_read_them_holds_2_mib_at_most() {
+    const SESSIONS: usize = 250;
+    const CALLS: u64 = 500;
+    bounded(150, async {
+        let rig = Rig::with(2, Disks::Separate, |conf| {
+            conf.text("listener.write_stall", "60s")
+                .text("log.level", "warn")
+        })
+        .await;
+        let other = rig.client().await;
+        for n in 0..SESSIONS {
+            let id = format!("one-of-many-{n}");
+            other.create(&id).await;
+            other.turn(&id, &"remember ".repeat(50)).await;
+        }
+        until("all on disk", async || {
+            let list = other.call("session.list", json!({})).await.unwrap();
+            let listed = list["sessions"].as_array().unwrap().len();
+            if listed == SESSIONS {
+                Ok(())
+            } else {
+                Err(listed)
+            }
+        })
+        .await;
+        let mut deaf = Raw::connect(rig.taxiway.address()).await;
+        deaf.write(&frame(
+            r#"{"jsonrpc":"2.0","id":0,"method":"ping","params":{}}"#,
+        ))
+        .await;
+        assert_eq!(deaf.answer().await.unwrap()["id"], 0);
+        let before = rig.taxiway.resident();
+        rig.taxiway.forget_peak();
+
+        let series = r#"taxiway_calls_total{class="aggregate",outcome="ok"}"#;
+        let answered = async || rig.admin().scrape().await.value(series);
+        let begun = answered().await;
+        let calls = (1..=CALLS).flat_map(|id| {
+            let call =
+                json!({ "jsonrpc": "2.0", "id": id, "method": "session.list", "params": {} });
+            frame(call.to_string())
+        });
+        let calls: Vec<u8> = calls.collect();
+        deaf.write(&calls).await;
+        // Until it is full, and no more is made: the same, a few looks long.
+        let full = 200.0 * 1024.0;
+        let mut most = 0.0_f64;
+        let (mut made, mut same) = (begun, 0);
+        until("an end of the answers", async || {
+            let scrape = rig.admin().scrape().await;
+            most = most.max(scrape.value("taxiway_buffered_bytes"));
+            let now = scrape.value(series);
+            let is_still = most > full && (now - made).abs() < 0.5;
+            same = if is_still { same + 1 } else { 0 };
+            made = now;
+            if same >= 50 { Ok(()) } else { Err((now, most)) }
+        })
+        .await;
+        let grown = rig.taxiway.peak().saturating_sub(before);
+        println!(
+            "{} of {CALLS} calls answered, at most {most} bytes wait, peak grown by {} KiB",
+            made - begun,
+            grown >> 10
+        );
+        assert!(made - begun < 0.9 * CALLS as f64, "it reads");
+        assert!(most <= 2.0 * MIB as f64, "{most}");
+        assert!(grown < 16 * MIB, "{} KiB", grown >> 10);
+        // Others are answered meanwhile.
+        other.call("session.list", json!({})).await.unwrap();
+
+        let mut ids: Vec<u64> = Vec::new();
+        while ids.len() < usize::try_from(CALLS).unwrap() {
+            let answer = deaf.answer().await.unwrap();
+            assert_eq!(
+                answer["result"]["sessions"].as_array().unwrap().len(),
+                SESSIONS
+            );
+            ids.push(answer["id"].as_u64().unwrap());
+        }
+        // A few are made at a time, and may overtake each other, as in the CLI itself.
+        let near = ids.iter().enumerate().all(|(at, id)| at as u64 + 4 >= *id);
+        assert!(near, "{ids:?}");
+        ids.sort_unstable();
+        assert_eq!(ids, (1..=CALLS).collect::<Vec<_>>());
+        rig.admin().metric_is("taxiway_buffered_bytes", 0.0).await;
+    })
+    .await;
+}
