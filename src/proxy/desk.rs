@@ -236,8 +236,14 @@ impl Commons for Desk {
     }
 
     fn has_others(&self, session: &str, than: ConnectionId) -> bool {
-        let holders = self.shared.store.lock().holders(session);
-        holders.into_iter().any(|holder| holder != than)
+        let directory = self.shared.store.lock();
+        // Those of another process stand in the primary's directory alone. Who follows one takes it
+        // that they are there: if they are not, a turn is aborted that ends with its connection.
+        directory.follows()
+            || directory
+                .holders(session)
+                .iter()
+                .any(|holder| *holder != than)
     }
 
     fn is_in_turn(&self, now: Instant, session: &str) -> bool {

@@ -106,6 +106,41 @@ async fn old_clients_stay_new_ones_come_and_both_meet_at_the_owner() {
     .await;
 }
 
+/// Who follows does not know who holds its sessions elsewhere. Whoever stays has heard the request, and
+/// has no such tool: it would wait for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stays_in_the_new_process_does_not_wait_for_a_tool_of_who_has_left_the_old_one() {
+    bounded(60, async {
+        let mut stage = Stage::new(2, Disks::Shared).await;
+        let mut old = stage.first().await;
+        let before = Client::greeted(old.address()).await;
+        let tools = json!([{ "name": "probe", "parameters": {}, "skipPermission": true }]);
+        let create = json!({ "sessionId": "team", "tools": tools });
+        before.call("session.create", create).await.unwrap();
+        before.turn("team", "first").await;
+        let new = stage.next().await;
+        old.says("phase=\"retired\"").await;
+        let after = Client::greeted(new.address()).await;
+        let resume = json!({ "sessionId": "team" });
+        after.call("session.resume", resume).await.unwrap();
+        before.send("team", "[[tool probe {}]]").await;
+        for client in [&before, &after] {
+            client
+                .heard(&event("team", "external_tool.requested"))
+                .await;
+        }
+        let mark = after.mark();
+        drop(before);
+        let idle = after
+            .heard_since(mark, &event("team", "session.idle"))
+            .await;
+        assert_eq!(idle["params"]["event"]["data"]["aborted"], true);
+        after.turn("team", "second").await;
+        assert_eq!(old.ended().await.code(), Some(0), "{}", old.log());
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_the_old_process_see_what_their_users_make_in_the_new_one() {
     const LATE: &str = "user-ann--late";

@@ -83,7 +83,7 @@ pub trait Commons: fmt::Debug {
     /// Whether the turn that runs in `session`, if one does, is this user's to end.
     fn may_end_turn(&self, session: &str, by: ConnectionId, user: Option<&Person>) -> bool;
 
-    /// Whether other connections than `than` hold `session`.
+    /// Whether other connections than `than` hold `session`, or may.
     fn has_others(&self, session: &str, than: ConnectionId) -> bool;
 
     /// Whether a turn of `session` is known to any connection, of this process or another.
