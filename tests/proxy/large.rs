@@ -174,7 +174,7 @@ async fn others_do_not_wait_for_it_and_the_same_client_hears_the_rest_behind_it(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_is_cut_off_ends_its_clients_connection_and_no_other() {
     bounded(100, async {
-        for fault in ["it closes", "it stops"] {
+        for fault in ["it closes", "it stops", "it drops"] {
             let sims = Sims::start(1, Disks::Separate).await;
             let broken = Broken::before(sims.get("s1").address()).await;
             let conf = Conf::new(Disks::Separate)
@@ -190,6 +190,8 @@ async fn one_that_is_cut_off_ends_its_clients_connection_and_no_other() {
             let mut reader = resumed(rig.taxiway.address(), "old").await;
             if fault == "it closes" {
                 broken.spoil(r#""id":55,"result""#, Spoil::HalfThenClose);
+            } else if fault == "it drops" {
+                broken.spoil(r#""id":55,"result""#, Spoil::HalfThenDrops);
             } else {
                 let method = Some("session.getMessages".to_owned());
                 rig.sims

@@ -28,13 +28,33 @@ pub(super) struct Upstream {
     pub(super) slot: SlotId,
     pub(super) socket: Stream,
     pub(super) input: Vec<u8>,
-    /// When the last bytes of a frame came whose end has not come.
+    /// From when on the next [`PIECE`] of a frame whose end has not come is awaited.
     pub(super) partial_since: Option<Instant>,
+    /// How much of it has come since.
+    come: usize,
     pub(super) output: OutBuf,
     pub(super) activity: Option<Arc<dyn Alive>>,
     pub(super) metrics: Arc<BackendMetrics>,
     /// As the driver's `client_is_quiet`.
     pub(super) is_quiet: bool,
+}
+
+/// So much of a frame has to come within `limits.frame_timeout`: a backend that sends drops would hold
+/// up its client for as long as it likes. What the slowest of lines carries, so that no size is too
+/// large for it.
+const PIECE: usize = 64 * 1024;
+
+impl Upstream {
+    /// So many bytes have come, of the frame that was under way or of another one.
+    fn note_partial(&mut self, now: Instant, is_within: bool, (is_same, bytes): (bool, usize)) {
+        self.come += bytes;
+        if !is_within {
+            self.partial_since = None;
+        } else if self.partial_since.is_none() || !is_same || self.come >= PIECE {
+            self.partial_since = Some(now);
+            self.come = 0;
+        }
+    }
 }
 
 impl Driver {
@@ -112,6 +132,7 @@ impl Driver {
             socket,
             input: Vec::new(),
             partial_since: None,
+            come: 0,
             output: OutBuf::default(),
             activity,
             metrics,
@@ -135,6 +156,10 @@ impl Driver {
             let at = (self.first_read + nth) % count;
             if self.client_holds_back() || self.closing.is_some() {
                 self.first_read = at;
+                // Who is not read is not late.
+                for upstream in self.upstreams.iter_mut().flatten() {
+                    upstream.partial_since = upstream.partial_since.map(|_| now);
+                }
                 break;
             }
             let passing = self.mux.passing();
@@ -191,13 +216,16 @@ impl Driver {
             }
             let large = std::mem::take(&mut upstream.input);
             let bytes = if whole { &large[..] } else { &buffer[..input] };
+            let passed = self.mux.is_within(slot);
             let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
                 mux.handle_upstream(cx, slot, bytes, out)
             });
             if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {
                 keep_rest(&mut upstream.input, large, &buffer[..input], whole, used);
-                let is_within = !upstream.input.is_empty() || self.mux.is_within(slot);
-                upstream.partial_since = is_within.then_some(now);
+                let passes = self.mux.is_within(slot);
+                let is_within = !upstream.input.is_empty() || passes;
+                let is_same = used == 0 || passed && passes;
+                upstream.note_partial(now, is_within, (is_same, input - kept));
             }
             give_back(buffer);
             // As with the client.

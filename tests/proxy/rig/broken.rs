@@ -4,6 +4,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::{
@@ -19,11 +20,16 @@ pub(crate) enum Spoil {
     HalfThenClose,
     /// Half of it, then nothing, for ever.
     HalfThenSilence,
+    /// Half of it, then byte for byte, several in the time that it may take.
+    HalfThenDrops,
     /// Other bytes in its place.
     Bytes(&'static [u8]),
     /// The connection closes in its place.
     Close,
 }
+
+/// Between two bytes of [`Spoil::HalfThenDrops`].
+const DROP: Duration = Duration::from_millis(100);
 
 type Order = Arc<Mutex<Option<(String, Spoil)>>>;
 
@@ -95,6 +101,17 @@ async fn relay(client: TcpStream, server: TcpStream, order: Order) {
             Some((_, Spoil::HalfThenClose)) => {
                 let _sent = to_client.write_all(&bytes[..n / 2]).await;
                 break;
+            }
+            Some((_, Spoil::HalfThenDrops)) => {
+                let (half, drops) = bytes.split_at(n / 2);
+                let mut sent = to_client.write_all(half).await;
+                for drop in drops.chunks(1) {
+                    tokio::time::sleep(DROP).await;
+                    if sent.is_ok() {
+                        sent = to_client.write_all(drop).await;
+                    }
+                }
+                sent
             }
             Some((_, Spoil::HalfThenSilence)) => {
                 let _sent = to_client.write_all(&bytes[..n / 2]).await;

@@ -41,8 +41,9 @@ pub(super) const KEYS: &[Key] = &[
         span(ms(100), HOUR),
         Absent::Value("30s"),
         Reload::NewConnections,
-        "A client's message, from its first byte to its last. A backend that stops for so long in the \
-         middle of one is ejected.",
+        "A client's message, from its first byte to its last. A backend of whose message less than \
+         64 KiB and not the end come in that time is ejected; what its client does not read does not \
+         count. There is no limit to the whole of a large one, which takes as long as its client does.",
     ),
     key(
         "calls_per_connection",
