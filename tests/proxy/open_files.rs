@@ -108,9 +108,28 @@ async fn what_cannot_be_reached_for_want_of_files_is_no_fault_of_a_server() {
         let params = serde_json::json!({ "sessionId": "wanted" });
         let refused = client.call("session.create", params).await.unwrap_err();
         assert_eq!(refused.data["retryable"], true, "{refused:?}");
-        // Were one blamed, it would be down by now, and until the next probe.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Were one blamed, it would be down until it is looked at again, and the log would say so.
+        let names = rig.sims.names();
+        let looks = |name: &String| {
+            let seen = rig.sims.get(name).seen();
+            seen.iter().filter(|call| call.method == "ping").count()
+        };
+        let before: Vec<usize> = names.iter().map(looks).collect();
+        until("health to have looked twice", async || {
+            let now: Vec<usize> = names.iter().map(looks).collect();
+            if now
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| *now >= before + 2)
+            {
+                Ok(())
+            } else {
+                Err(now)
+            }
+        })
+        .await;
         all_up(&rig).await;
+        assert!(!rig.taxiway.log().contains("down"), "{}", rig.taxiway.log());
         assert!(rig.admin().scrape().await.value(HIT) >= 1.0);
 
         allow(&rig, most.unwrap_or(1024));
