@@ -32,7 +32,7 @@ use crate::{
         release::Ejection,
         snapshot::{AdminState, Backend, Health, Mode, Snapshot},
     },
-    transport::Transport,
+    transport::{Transport, files},
 };
 
 /// Commands that may await a backend's task.
@@ -516,6 +516,7 @@ impl Inner {
             .iter()
             .map(|(name, member)| member.backend(kept.contains(name)))
             .collect();
+        files::keep_back_for(backends.len());
 
         let old = self.current.load_full();
         if old.panic == limited.panic && same(&old.backends, &backends) && state.generation > 0 {

@@ -5,7 +5,10 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::{
@@ -16,12 +19,28 @@ use rustix::{
 /// What the limit is called in the log and in metrics.
 pub const OPEN_FILES: &str = "open_files";
 
-/// Kept back from clients' connections and from those made for them, for control connections, health
-/// and the store.
+/// Kept back at least from clients' connections and from those made for them, for control
+/// connections, health and the store.
 const RESERVED: u64 = 32;
+
+/// Of a backend: its control connection, and the one that health makes when that is broken.
+const PER_BACKEND: u64 = 2;
+
+/// For all that does not grow with the pool: operators, the store, files that are read again, output
+/// of what was started, the processes of an upgrade.
+const BESIDES: u64 = 24;
 
 /// Kept back from clients' connections besides, for those to servers.
 const FOR_UPSTREAM: u64 = 32;
+
+/// So many of these may be given to clients in advance, against connections that are about to close.
+pub const IN_ADVANCE: usize = 16;
+
+/// More than this some systems refuse to a process that may have any number by its hard limit.
+const MOST: u64 = 10_240;
+
+/// What is kept back at present, for as many backends as there are.
+static KEPT_BACK: AtomicU64 = AtomicU64::new(RESERVED);
 
 /// The limit before it was raised.
 static BEFORE: OnceLock<Option<u64>> = OnceLock::new();
@@ -49,26 +68,50 @@ pub fn set(current: u64) -> io::Result<()> {
 /// none = any number.
 pub fn raise() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none() || current == maximum {
-        return current;
-    }
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => {
+    for wanted in wishes(current, maximum) {
+        let raised = Rlimit {
+            current: wanted,
+            maximum,
+        };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
             let _first = BEFORE.set(current);
-            maximum
+            return wanted;
         }
-        // Some systems tell of a maximum that they do not allow.
-        Err(_) => current,
     }
+    current
+}
+
+/// What is asked for, one after the other: all that is allowed, and what is granted where that is not
+/// true. macOS tells of no hard limit, and refuses that.
+fn wishes(current: Option<u64>, maximum: Option<u64>) -> impl Iterator<Item = Option<u64>> {
+    let is_more = move |wanted: Option<u64>| match (current, wanted) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(current), Some(wanted)) => wanted > current,
+    };
+    let within = maximum.is_none_or(|maximum| maximum > MOST);
+    let second = within.then_some(Some(MOST));
+    std::iter::once(maximum)
+        .chain(second)
+        .filter(move |wanted| is_more(*wanted))
 }
 
 /// How many files this process could have open at most; none = any number.
 pub fn most() -> Option<u64> {
-    getrlimit(Resource::Nofile).maximum
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match (current, maximum) {
+        (Some(current), None) if cfg!(target_os = "macos") => Some(current.max(MOST)),
+        _ => maximum,
+    }
+}
+
+/// From now on files are kept back for a pool of so many backends.
+pub fn keep_back_for(backends: usize) {
+    KEPT_BACK.store(kept_back_for(backends), Ordering::Relaxed);
+}
+
+fn kept_back_for(backends: usize) -> u64 {
+    RESERVED.max(PER_BACKEND * backends as u64 + BESIDES)
 }
 
 /// Whether something failed because this process or the system has no files left, or no memory for
@@ -81,12 +124,12 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 /// Whether a client's connection, accepted just now, takes a file that is kept back. The system gives
 /// the lowest number that is free, so the number says how many are in use.
 pub fn leaves_none(accepted: &impl AsFd) -> bool {
-    is_beyond(accepted, RESERVED + FOR_UPSTREAM)
+    is_beyond(accepted, kept_back() + FOR_UPSTREAM)
 }
 
 /// The same for a connection that was made for a client, as the error of connecting.
 pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
-    match is_beyond(connected, RESERVED) {
+    match is_beyond(connected, kept_back()) {
         true => Err(Errno::MFILE.into()),
         false => Ok(()),
     }
@@ -96,13 +139,47 @@ pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
 pub fn are_out() -> bool {
     // Whatever is open can be asked for one more number.
     match rustix::io::dup(io::stderr()) {
-        Ok(file) => is_beyond(&file, RESERVED),
+        Ok(file) => is_beyond(&file, kept_back()),
         Err(error) => is_exhaustion(&error.into()),
     }
+}
+
+fn kept_back() -> u64 {
+    KEPT_BACK.load(Ordering::Relaxed)
 }
 
 fn is_beyond(file: &impl AsFd, kept_back: u64) -> bool {
     let limit = getrlimit(Resource::Nofile).current;
     let number = u64::try_from(file.as_fd().as_raw_fd()).unwrap_or(0);
     limit.is_some_and(|limit| number + kept_back >= limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_back_grows_with_the_pool() {
+        for (backends, files) in [(0, 32), (4, 32), (5, 34), (100, 224)] {
+            assert_eq!(kept_back_for(backends), files, "{backends}");
+        }
+    }
+
+    #[test]
+    fn as_much_is_asked_for_as_may_be_granted() {
+        type Row = (Option<u64>, Option<u64>, &'static [Option<u64>]);
+        let rows: [Row; 6] = [
+            (Some(1024), Some(20_000), &[Some(20_000), Some(10_240)]),
+            (Some(1024), Some(4096), &[Some(4096)]),
+            (Some(4096), Some(4096), &[]),
+            // As on macOS.
+            (Some(256), None, &[None, Some(10_240)]),
+            (Some(20_000), None, &[None]),
+            (None, None, &[]),
+        ];
+        for (current, maximum, expected) in rows {
+            let wished: Vec<_> = wishes(current, maximum).collect();
+            assert_eq!(wished, expected, "{current:?} of {maximum:?}");
+        }
+    }
 }
