@@ -340,7 +340,7 @@ impl App {
             .forget_backends(|name| config.backends.iter().any(|b| b.name == *name));
         let pool = Pool::start(options, config.backends.clone(), Arc::new(news));
         let rules = Arc::new(ArcSwap::from_pointee(rules(config)));
-        let port = Arc::new(Port(pool.clone(), observer.clone()));
+        let port = Arc::new(Port(pool.clone()));
         let providers = Providers::new(
             port.clone(),
             store.clone(),

@@ -20,7 +20,7 @@ use crate::{
         port::{Alive, Answer, Boxed},
     },
     store::{Operator, Store},
-    transport::{Transport, files},
+    transport::Transport,
 };
 
 /// The pool's news, on their way to everybody else.
@@ -198,7 +198,7 @@ pub(super) fn refresh_gauges(
 
 /// The pool, as the data plane sees it.
 #[derive(Clone)]
-pub(super) struct Port(pub(super) pool::Pool, pub(super) Observer);
+pub(super) struct Port(pub(super) pool::Pool);
 
 struct Mark(Arc<pool::Activity>);
 
@@ -246,12 +246,6 @@ impl Pool for Port {
     }
 
     fn report_unreachable(&self, backend: &BackendName) {
-        if files::are_out() {
-            // It is our own want, and tells nothing of the server. Counted only: how often it is
-            // met is the clients' choice, and each call that fails has a line of its own.
-            self.1.metrics().limit_hit(files::OPEN_FILES);
-            return;
-        }
         self.0.report_connect_failed(backend);
     }
 

@@ -628,8 +628,9 @@ impl Driver {
                 Done::Connected(slot, Ok(socket)) => {
                     self.upstream_connected(now, snapshot, task, slot, socket);
                 }
-                Done::Connected(slot, Err(_)) => {
-                    self.end_upstream(now, snapshot, task, slot, End::Met("connect failed"));
+                Done::Connected(slot, Err(error)) => {
+                    let end = self.why_unmade(&error);
+                    self.end_upstream(now, snapshot, task, slot, end);
                 }
                 Done::Located(ticket, found) => {
                     self.located(now, snapshot, task, (ticket, found));

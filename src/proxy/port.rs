@@ -48,6 +48,7 @@ pub trait Pool: Send + Sync + 'static {
     fn changed(&self, since: u64) -> Boxed<()>;
 
     /// A connection to it could not be made, or its handshake was not answered.
+    /// For no want of our own, as of files.
     fn report_unreachable(&self, backend: &BackendName);
 
     /// It broke the protocol.

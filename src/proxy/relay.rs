@@ -27,7 +27,7 @@ use crate::{
         route::{self, Class},
         scan::{self, Kind},
     },
-    transport::{Halt, Leg, Stream, Transport, splice},
+    transport::{Halt, Leg, Stream, Transport, files, splice},
 };
 
 /// What the first frames have led to.
@@ -149,8 +149,12 @@ async fn serve(
                 }
                 break (backend, upstream);
             }
-            Err(_) => {
-                shared.pool.report_unreachable(&backend);
+            Err(error) => {
+                if files::is_own_want(&error) {
+                    shared.observer.metrics().limit_hit(files::OPEN_FILES);
+                } else {
+                    shared.pool.report_unreachable(&backend);
+                }
                 pool.backends
                     .change(|all| all.retain(|b| b.name != backend));
             }

@@ -121,6 +121,12 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| wants.contains(&errno))
 }
 
+/// Whether a connection could not be made for a want of this process or system. Not every failed
+/// look-up of a name says why.
+pub fn is_own_want(error: &io::Error) -> bool {
+    is_exhaustion(error) || error.raw_os_error().is_none() && are_out()
+}
+
 /// Whether a client's connection, accepted just now, takes a file that is kept back. The system gives
 /// the lowest number that is free, so the number says how many are in use.
 pub fn leaves_none(accepted: &impl AsFd) -> bool {
@@ -135,8 +141,8 @@ pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Whether connections cannot be made for clients now, so that a failure tells nothing of a server.
-pub fn are_out() -> bool {
+/// Whether connections cannot be made for clients now.
+fn are_out() -> bool {
     // Whatever is open can be asked for one more number.
     match rustix::io::dup(io::stderr()) {
         Ok(file) => is_beyond(&file, kept_back()),
@@ -181,5 +187,13 @@ mod tests {
             let wished: Vec<_> = wishes(current, maximum).collect();
             assert_eq!(wished, expected, "{current:?} of {maximum:?}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_ours_by_what_it_says() {
+        assert!(is_own_want(&Errno::MFILE.into()));
+        assert!(is_own_want(&Errno::NOBUFS.into()));
+        assert!(!is_own_want(&Errno::CONNREFUSED.into()));
+        assert!(!is_own_want(&io::ErrorKind::TimedOut.into()));
     }
 }

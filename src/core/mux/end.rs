@@ -21,6 +21,13 @@ use crate::core::{
     reply::{LostBy, ProxyError},
 };
 
+/// Whose fault it is that a connection was not made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blame {
+    Backend,
+    Nobody,
+}
+
 impl Mux {
     /// Taxiway stops. No new work is taken; [`Output::Close`] comes when nothing runs any more.
     pub fn handle_drain(&mut self, cx: &Context<'_>, out: &mut Outbox) {
@@ -302,6 +309,28 @@ impl Mux {
         why: &'static str,
         out: &mut Outbox,
     ) {
+        self.upstream_ended(cx, slot, (why, Blame::Backend), out);
+    }
+
+    /// The same, of one that could not be made for want of something of Taxiway's own: that tells
+    /// nothing of the backend.
+    pub fn handle_upstream_unmade(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        why: &'static str,
+        out: &mut Outbox,
+    ) {
+        self.upstream_ended(cx, slot, (why, Blame::Nobody), out);
+    }
+
+    fn upstream_ended(
+        &mut self,
+        cx: &Context<'_>,
+        slot: SlotId,
+        (why, blame): (&'static str, Blame),
+        out: &mut Outbox,
+    ) {
         let cut = self.is_cut_by(slot, out);
         self.parked_lost(cx, slot);
         let Some(mut upstream) = self.upstreams.remove(slot) else {
@@ -318,7 +347,7 @@ impl Mux {
         }
         self.own.retain(|own| own.slot != slot);
         let reached = upstream.phase == Phase::Ready;
-        if !reached {
+        if !reached && blame == Blame::Backend {
             self.outputs.push_back(Output::Unreachable {
                 backend: backend.clone(),
             });

@@ -11,7 +11,7 @@ use crate::{
         port::Alive,
         readbuf::{carry_over, give_back, keep_rest, read, restore, take_buffer},
     },
-    transport::Stream,
+    transport::{Stream, files},
 };
 
 /// Why an upstream connection ends.
@@ -21,6 +21,8 @@ pub(super) enum End {
     Given(&'static str),
     /// It could not be made, or the backend ended it.
     Met(&'static str),
+    /// It could not be made for want of something of our own.
+    Wanted(&'static str),
 }
 
 /// One upstream connection.
@@ -95,6 +97,17 @@ impl Driver {
         }
     }
 
+    /// Why one ends that could not be made. Said at once: files may be free again the next moment.
+    pub(super) fn why_unmade(&self, error: &io::Error) -> End {
+        if files::is_own_want(error) {
+            let metrics = self.shared.observer.metrics();
+            metrics.limit_hit(files::OPEN_FILES);
+            End::Wanted("no file was left for it")
+        } else {
+            End::Met("connect failed")
+        }
+    }
+
     pub(super) fn end_upstream(
         &mut self,
         now: Instant,
@@ -108,6 +121,7 @@ impl Driver {
             match end {
                 End::Given(why) => mux.handle_upstream_dropped(cx, slot, why, out),
                 End::Met(why) => mux.handle_upstream_closed(cx, slot, why, out),
+                End::Wanted(why) => mux.handle_upstream_unmade(cx, slot, why, out),
             }
             0
         });

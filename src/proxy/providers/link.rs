@@ -35,7 +35,7 @@ use crate::{
         scan::{self, Head, Kind},
     },
     proxy::port::{Alive, Answer},
-    transport::Stream,
+    transport::{Stream, files},
 };
 
 /// Bytes that may wait for a backend that does not read.
@@ -189,7 +189,11 @@ pub(super) async fn run(inner: Arc<Inner>, backend: BackendName, mut commands: C
                 ended
             }
             Ok(Err(error)) => {
-                inner.pool.report_unreachable(&backend);
+                if files::is_own_want(&error) {
+                    inner.limit_hit(files::OPEN_FILES);
+                } else {
+                    inner.pool.report_unreachable(&backend);
+                }
                 Err(error)
             }
             Err(_) => {
