@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::core::id::BackendName;
+use crate::{core::id::BackendName, transport::files};
 
 /// Longest line of its output that is looked at, in bytes.
 const MAX_LINE: u64 = 1 << 10;
@@ -65,13 +65,11 @@ pub(super) async fn run(
     address: Arc<str>,
     limit: Duration,
 ) -> Result<LastLine, FenceError> {
-    let mut words = command.iter().map(|word| {
+    let words = command.iter().map(|word| {
         word.replace("{name}", backend.as_str())
             .replace("{address}", &address)
     });
-    let program = words.next().unwrap_or_default();
-    let mut child = Command::new(program)
-        .args(words)
+    let mut child = start(words.collect(), files::before())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -110,6 +108,23 @@ pub(super) async fn run(
             last,
         }),
     }
+}
+
+/// The command, with the limit of open files that Taxiway was started with, if it has another one now:
+/// some programs go through all numbers up to theirs. A shell sets it, and becomes the command.
+fn start(words: Vec<String>, open_files: Option<u64>) -> Command {
+    let mut words = words.into_iter();
+    let mut command;
+    match open_files {
+        Some(open_files) => {
+            command = Command::new("/bin/sh");
+            command.args(["-c", r#"ulimit -Sn "$0" && exec "$@""#]);
+            command.arg(open_files.to_string());
+        }
+        None => command = Command::new(words.next().unwrap_or_default()),
+    }
+    command.args(words);
+    command
 }
 
 /// Reads to the end and keeps the last line that says something; longer ones come in pieces.
@@ -174,6 +189,16 @@ mod tests {
             matches!(failed, Err(FenceError::NotStarted(_))),
             "{failed:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn it_has_the_limit_of_open_files_that_taxiway_was_started_with() {
+        let script = r#"echo "$(ulimit -Sn) $0 $1""#;
+        let words = ["/bin/sh", "-c", script, "an argument", "$HOME"];
+        let words = words.map(str::to_owned).to_vec();
+        let said = start(words, Some(77)).output().await.unwrap();
+        assert!(said.status.success(), "{said:?}");
+        assert_eq!(said.stdout, b"77 an argument $HOME\n");
     }
 
     #[tokio::test]
