@@ -120,6 +120,7 @@ impl Connections {
                     // It waits in the backlog, and the socket stays ready: without a pause this
                     // would go round as fast as it can.
                     shared.doorman.book.no_file(&shared.observer);
+                    self.frees_file(&shared);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(error) => {
@@ -128,6 +129,13 @@ impl Connections {
                 }
             }
         }
+    }
+
+    /// Calls out somebody who has not proved who it is. False if nobody is there who could be, or as
+    /// many are on their way out as may be counted on.
+    fn frees_file(&self, shared: &Shared) -> bool {
+        let lobby = &shared.doorman.lobby;
+        lobby.leaving() < files::IN_ADVANCE && lobby.make_room()
     }
 
     fn start(&self, stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
@@ -148,10 +156,13 @@ impl Connections {
             observer.metrics().limit_hit("limits.connections");
         }
         if files::leaves_none(&stream) {
-            // Closed at once as well: nobody could serve it, and what is left is needed for those
-            // that are served.
-            doorman.book.no_file(observer);
-            return;
+            if !self.frees_file(shared) {
+                // Closed at once as well: nobody could serve it, and what is left is needed for
+                // those that are served.
+                doorman.book.no_file(observer);
+                return;
+            }
+            observer.metrics().limit_hit(files::OPEN_FILES);
         }
         if prepare(&stream, rules.tcp_keepalive).is_err() {
             return;

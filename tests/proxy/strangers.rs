@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -300,4 +300,37 @@ async fn a_flood_of_nonsense_leaves_some_lines() {
         })
         .await;
     }
+}
+
+/// Files are what connections are made of: where they are short, who has not said who it is goes first.
+#[tokio::test]
+async fn strangers_make_room_where_files_are_short() {
+    bounded(60, async {
+        let rig = Rig::with(1, Disks::Separate, guarded).await;
+        let ann = known(&rig, ANN).await;
+        ann.create("anns").await;
+        let pid = Pid::from_raw(i32::try_from(rig.taxiway.pid()).unwrap());
+        let open = std::fs::read_dir(format!("/proc/{}/fd", rig.taxiway.pid()));
+        // Room for twenty, besides what is kept back.
+        let files = Rlimit {
+            current: Some(open.unwrap().count() as u64 + 64 + 20),
+            maximum: getrlimit(Resource::Nofile).maximum,
+        };
+        prlimit(pid, Resource::Nofile, files).unwrap();
+
+        let mut strangers = silent(100, [127, 0, 0, 1], rig.taxiway.address()).await;
+        let hit = r#"taxiway_limit_hits_total{limit="open_files"}"#;
+        until("the limit to be met", async || {
+            let hits = rig.admin().scrape().await.value(hit);
+            if hits >= 50.0 { Ok(()) } else { Err(hits) }
+        })
+        .await;
+        // The oldest went.
+        closed(&mut strangers[0]).await;
+        let bob = known(&rig, BOB).await;
+        bob.create("bobs").await;
+        bob.turn("bobs", "hello").await;
+        ann.turn("anns", "hello").await;
+    })
+    .await;
 }
