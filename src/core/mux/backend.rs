@@ -266,8 +266,18 @@ impl Mux {
                     Some(_) => return false,
                     None => {
                         let named = head.session.map(|session| session.get(body));
-                        return !named.is_some_and(|session| self.is_undoing(slot, &session))
-                            && self.may_hear(cx, slot, class, head, body);
+                        let undone = named.filter(|session| self.is_undoing(slot, session));
+                        if let Some(session) = undone {
+                            // Who opens it next must not begin it anew.
+                            if head
+                                .event_type
+                                .is_some_and(|t| &*t.get(body) == "user.message")
+                            {
+                                self.learn_history_of(SessionId::from(&*session), slot);
+                            }
+                            return false;
+                        }
+                        return self.may_hear(cx, slot, class, head, body);
                     }
                 }
                 true

@@ -14,11 +14,11 @@ use super::{
         TOOL_ASKED, Tells, acknowledged_id, event_mark, is_aborted, message_id, question,
         request_id,
     },
-    upstream::Phase,
+    upstream::{Phase, SlotId},
 };
 use crate::core::{
     event::{ClosedBy, TurnOutcome, TurnRecord},
-    id::BackendName,
+    id::{BackendName, SessionId},
     idmap::RequestId,
     locate::Purpose,
     reply::{self, LostBy, Stamp},
@@ -355,11 +355,15 @@ impl Mux {
 
     fn learn_history(&mut self, key: usize) {
         let entry = &self.entries[key];
-        if let Some(upstream) = entry.slot.and_then(|slot| self.upstreams.get(slot)) {
-            self.outputs.push_back(Output::History {
-                session: entry.id.clone(),
-                backend: upstream.backend.clone(),
-            });
+        if let Some(slot) = entry.slot {
+            self.learn_history_of(entry.id.clone(), slot);
+        }
+    }
+
+    pub(super) fn learn_history_of(&mut self, session: SessionId, slot: SlotId) {
+        if let Some(upstream) = self.upstreams.get(slot) {
+            let backend = upstream.backend.clone();
+            self.outputs.push_back(Output::History { session, backend });
         }
     }
 

@@ -513,6 +513,10 @@ fn what_a_silent_backend_does_late_is_undone_where_the_client_was_told_otherwise
     let call = own_call(&mut rig, "a");
     assert_eq!(call["method"], json!("session.detach"));
     assert_eq!(call["params"], json!({"sessionId": "s2"}));
+    // Somebody else's, from before: who opens it next must not begin it anew.
+    rig.backend("a", &event("s2", "user.message", json!({"messageId": "m"})));
+    let is_history = |output: &Output| matches!(output, Output::History { .. }).then_some(());
+    assert_eq!(rig.logged(is_history).len(), 1);
     rig.backend("a", &result(1, json!({"success": true})));
     rig.silent();
     grant(&mut rig, "a", "session.resume", json!({}));
