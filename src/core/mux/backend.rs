@@ -64,7 +64,7 @@ impl Mux {
         out: &mut Outbox,
     ) -> usize {
         let mut done = 0;
-        if self.upstreams.get(slot).is_some_and(|u| u.silent) {
+        if self.upstreams.get(slot).is_some_and(|u| u.silent.is_some()) {
             self.speaks(cx, slot, out);
         }
         if self.is_through(slot) {

@@ -246,7 +246,7 @@ impl Mux {
         else {
             return;
         };
-        upstream.silent = true;
+        upstream.silent.get_or_insert(cx.now);
         // First, so that an answered send does not let the next one out.
         for key in self.keys() {
             let Some(entry) = self.entries.get_mut(key) else {
@@ -402,6 +402,10 @@ impl Mux {
                 let sends = std::mem::take(&mut entry.sends);
                 self.held_bytes -= sends.iter().map(|held| held.body.len()).sum::<usize>();
                 unsent.push((entry.id.clone(), sends));
+            }
+            if let Some(since) = upstream.silent.filter(|_| ours) {
+                let silence = cx.now.saturating_duration_since(since);
+                self.entries[key].stand_still(silence);
             }
             if reopens && reached {
                 self.start_reopening(cx, key, &backend, turn_lost, Cause::Connection);

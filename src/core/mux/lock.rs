@@ -168,6 +168,13 @@ impl Locks {
         }
     }
 
+    /// The client was told that the turn before is over: the end that it hears next is its own.
+    pub(super) fn end_before(&mut self, session: &SessionId) {
+        if let Some(hold) = self.hold_of(session) {
+            hold.before = Before::Over;
+        }
+    }
+
     /// Somebody else has it from now on, and was told.
     pub(super) fn forget(&mut self, session: &SessionId) -> bool {
         let before = self.held.len();

@@ -154,9 +154,6 @@ impl Mux {
         slot: SlotId,
         out: &mut Outbox,
     ) {
-        if self.entries[key].turn.is_none() {
-            return;
-        }
         let params = reply::session_params(self.entries[key].id.as_str());
         let errand = Errand::Quell;
         self.call_own(cx, key, slot, errand, "session.abort", &params, out);

@@ -46,7 +46,7 @@ impl Mux {
     pub(super) fn is_silent_here(&self, key: usize) -> bool {
         let slot = self.entries[key].here_at();
         slot.and_then(|slot| self.upstreams.get(slot))
-            .is_some_and(|u| u.silent)
+            .is_some_and(|u| u.silent.is_some())
     }
 
     /// Keeps the count of sessions that have a deadline of this room.
@@ -167,7 +167,7 @@ impl Mux {
         let Some(upstream) = self.upstreams.get_mut(slot) else {
             return;
         };
-        upstream.silent = false;
+        upstream.silent = None;
         for key in self.keys() {
             let waits = self.entries.get(key).is_some_and(|entry| {
                 entry.waits && entry.reopening.is_none() && entry.here_at() == Some(slot)
@@ -188,7 +188,7 @@ impl Mux {
         out: &mut Outbox,
     ) {
         if let Some(slot) = self.upstreams.find(backend)
-            && self.upstreams.get(slot).is_some_and(|u| u.silent)
+            && self.upstreams.get(slot).is_some_and(|u| u.silent.is_some())
         {
             self.speaks(cx, slot, out);
         }

@@ -13,7 +13,7 @@ use super::{
     outbox::Outbox,
     own::{Errand, Own, OwnAnswer},
     place::Question,
-    session::{Entry, Held, Rest},
+    session::{Entry, Held, Rest, Turn},
 };
 use crate::core::{
     event::{ClosedBy, Event, ReopenResult, TurnOutcome},
@@ -435,15 +435,16 @@ impl Mux {
                 let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
                 // It waits for something that its client was never asked: the question was lost on
                 // its way, and nobody asks it again.
-                let unasked = !wanted && self.entries[key].asked.is_empty();
+                let entry = &self.entries[key];
+                let unasked = !wanted && entry.asked.is_empty();
                 // Or for a tool that is known as answered, and whose result is lost.
-                let shared = || {
-                    cx.commons
-                        .has_others(self.entries[key].id.as_str(), self.id)
-                };
-                if !over && !unasked && torn && shared() {
+                let shared = || cx.commons.has_others(entry.id.as_str(), self.id);
+                // Others may have ended it, and begun the next one.
+                let survived = |turn: &Turn| turn.survived.is_some();
+                let survives = entry.turn.as_deref().is_some_and(survived);
+                if survives && !over && !unasked && torn && shared() {
                     self.abort_for_all(cx, key, own.slot, out);
-                } else if over || unasked || torn {
+                } else if survives && (over || unasked || torn) {
                     if !over {
                         self.entries[key].rest = Rest::Runs;
                     }

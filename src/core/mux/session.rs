@@ -231,6 +231,13 @@ impl Entry {
         given.is_some_and(|(lost, at)| lost.saturating_duration_since(at) < TORN)
     }
 
+    /// For so long its process was heard to do nothing: what it was given is as new as it was then.
+    pub(super) fn stand_still(&mut self, silence: Duration) {
+        for given in &mut self.answers {
+            given.at += silence;
+        }
+    }
+
     /// The first call that is held, to be held no more. An idle session keeps no room for them.
     pub(super) fn next_held(&mut self) -> Option<Held> {
         let held = self.held.pop_front();

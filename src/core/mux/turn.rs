@@ -458,6 +458,8 @@ impl Mux {
             out.write(Dest::Client, |b| {
                 reply::turn_lost(b, session, cause, &unseen, &stamp)
             });
+            let session = entry.id.clone();
+            self.locks.end_before(&session);
         }
         match cause {
             // Its upstream connection is gone already, and with it the way to its name.

@@ -80,8 +80,8 @@ pub(super) struct Upstream {
     pub(super) in_frame: bool,
     /// That frame is taken as it arrives; mostly none is.
     pub(super) through: Option<Box<Through>>,
-    /// It was found to be silent; until it speaks again.
-    pub(super) silent: bool,
+    /// Since when it was found to be silent; until it speaks again.
+    pub(super) silent: Option<Instant>,
     /// Calls that were answered by Taxiway: its own answer is swallowed.
     /// They count against `limits.calls_per_connection`.
     pub(super) given_up: Rare<RequestId, GivenUp>,
@@ -132,7 +132,7 @@ impl Upstreams {
             idle_since: None,
             in_frame: false,
             through: None,
-            silent: false,
+            silent: None,
             given_up: Rare::default(),
             recent: usize::MAX,
         };

@@ -436,3 +436,65 @@ fn a_turn_that_is_half_on_disk_is_aborted_for_all_who_have_its_session_open() {
         assert_eq!(turns, [TurnOutcome::Aborted]);
     }
 }
+
+/// Of a server that is stopped in that moment it is known late that it is lost: nothing was written
+/// meanwhile.
+#[test]
+fn the_time_that_a_server_was_silent_makes_no_answer_older() {
+    for (since, survives) in [(4, false), (10, true)] {
+        let mut rig = waiting_turn();
+        let data = json!({"requestId": "r2"});
+        rig.backend("a", &event("s1", "external_tool.requested", data));
+        rig.client(&answer(2, "r1"));
+        rig.backend("a", &result(2, json!({"success": true})));
+        let completed = json!({"requestId": "r1"});
+        rig.backend("a", &event("s1", "external_tool.completed", completed));
+        rig.said();
+        rig.pass(Duration::from_secs(since));
+        rig.step(&[], |mux, cx, out| {
+            mux.handle_backend_silent(cx, &"a".into(), out);
+            0
+        });
+        rig.pass(Duration::from_secs(10));
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        grant(&mut rig, "b", "session.resume", json!({}));
+        let method = "session.tools.handlePendingToolCall";
+        grant(&mut rig, "b", method, json!({"success": false}));
+        let processing = json!({"processing": true});
+        grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+        let aborts = rig
+            .heard("b")
+            .iter()
+            .any(|f| f["method"] == json!("session.abort"));
+        assert_eq!(aborts, !survives, "{since}");
+    }
+}
+
+/// Two have answered, and both know. The first has it aborted, and somebody's next turn runs when the
+/// second hears that one does.
+#[test]
+fn a_turn_behind_the_one_that_is_half_on_disk_is_left_alone() {
+    let mut rig = waiting_turn();
+    rig.client(&answer(2, "r1"));
+    rig.backend("a", &result(2, json!({"success": false})));
+    let data = json!({"requestId": "r2"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    rig.homes.insert("s1".into(), "b".into());
+    rig.said();
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let method = "session.tools.handlePendingToolCall";
+    grant(&mut rig, "b", method, json!({"success": false}));
+    rig.backend("b", &event("s1", "session.idle", json!({"aborted": true})));
+    let data = json!({"messageId": "of another"});
+    rig.backend("b", &event("s1", "user.message", data));
+    let processing = json!({"processing": true});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    assert!(
+        rig.heard("b").is_empty(),
+        "neither an abort nor anything else"
+    );
+    assert_eq!(kinds(&rig.said()), ["session.idle", "user.message"]);
+    assert_eq!(rig.mux.open_turns(), 1);
+}
