@@ -141,6 +141,7 @@ enum Act {
     ToMux(u64, Item),
     Execute(u64, u64, Rc<Call>),
     Step(u64, String, u64),
+    Ended(u64, String, String, u64),
     Flush(u64, String, u64),
     Wake(u64, u64),
     Asked(u64, u64, String, Reply, Reply),
@@ -388,6 +389,7 @@ impl World {
             Act::ToMux(link, item) => self.reaches_mux(link, item),
             Act::Execute(pid, link, frame) => self.execute(pid, link, frame),
             Act::Step(pid, session, turn) => self.step_turn(pid, session, turn),
+            Act::Ended(pid, session, tool, turn) => self.tool_ended(pid, session, tool, turn),
             Act::Flush(pid, session, batch) => self.flush_batch(pid, session, batch),
             Act::Wake(search, round) => self.wake(search, round),
             Act::Asked(search, round, backend, open, disk) => {

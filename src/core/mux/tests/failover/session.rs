@@ -17,7 +17,12 @@ pub(super) enum What {
     Start,
     User(String),
     Requested(String),
+    /// A tool is answered, and what came of it is in the history.
     Completed(String),
+    /// A tool is answered.
+    Answered(String),
+    /// What came of that.
+    Ended(String),
     Answer(String),
     Idle,
     Mode(String),
@@ -64,6 +69,11 @@ pub(super) struct Open {
     pub(super) approve: Option<String>,
 }
 
+/// What a turn waits for, instead of a tool, that is answered on disk and not ended there.
+fn half(request: &str) -> String {
+    format!("the end of {request}")
+}
+
 /// What a process makes of a log when it opens the session: the tools that its last turn waits for,
 /// and that turn's message. A turn that waits for none does not go on.
 pub(super) fn survivor(lines: &[Line]) -> Option<(String, BTreeSet<String>)> {
@@ -80,6 +90,19 @@ pub(super) fn survivor(lines: &[Line]) -> Option<(String, BTreeSet<String>)> {
             What::Completed(request) => {
                 if let Some((_, waiting)) = &mut open {
                     waiting.remove(request);
+                }
+            }
+            // By experiment: nobody can answer it any more, and the turn waits.
+            What::Answered(request) => {
+                if let Some((_, waiting)) = &mut open
+                    && waiting.remove(request)
+                {
+                    waiting.insert(half(request));
+                }
+            }
+            What::Ended(request) => {
+                if let Some((_, waiting)) = &mut open {
+                    waiting.remove(&half(request));
                 }
             }
             // By experiment: what is pending outlives the end of its session, too.
