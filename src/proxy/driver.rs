@@ -95,8 +95,6 @@ pub struct Driver {
     id: ConnectionId,
     peer: SocketAddr,
     opened: Instant,
-    /// The wall clock of this round.
-    wall: SystemTime,
     mux: Mux,
     desk: Arc<Desk>,
     /// None once it has left and its sessions go on.
@@ -169,7 +167,6 @@ impl Driver {
             id,
             peer,
             opened: now,
-            wall: SystemTime::now(),
             mux,
             desk,
             client: Some(client),
@@ -212,7 +209,7 @@ impl Driver {
         let snapshot = self.shared.pool.snapshot();
         let cx = Context {
             now: self.opened,
-            wall: self.wall,
+            wall: SystemTime::now(),
             snapshot: &snapshot,
             settings: &rules.mux,
             commons: &*desk,
@@ -253,7 +250,6 @@ impl Driver {
         let snapshot = self.shared.pool.snapshot();
         // The rounds of one turn at the processor are as good as one moment.
         let now = Instant::now();
-        self.wall = wall_clock(now);
         self.mailbox.register(task);
         // Who replaces the rules says so to all connections.
         if self.client_is_new || !self.mailbox.is_quiet() {
@@ -357,7 +353,7 @@ impl Driver {
     ) -> usize {
         let cx = Context {
             now,
-            wall: self.wall,
+            wall: wall_clock(now),
             snapshot,
             settings: &self.rules.mux,
             commons: &*self.desk,
@@ -376,7 +372,7 @@ impl Driver {
         let (rules, desk) = (self.rules.clone(), self.desk.clone());
         let cx = Context {
             now,
-            wall: self.wall,
+            wall: wall_clock(now),
             snapshot,
             settings: &rules.mux,
             commons: &*desk,

@@ -32,8 +32,8 @@ pub(super) struct Upstream {
     pub(super) input: Vec<u8>,
     /// From when on the next [`PIECE`] of a frame whose end has not come is awaited.
     pub(super) partial_since: Option<Instant>,
-    /// How much of it has come since.
-    come: usize,
+    /// How much of it has come since; no read brings 4 GiB.
+    come: u32,
     pub(super) output: OutBuf,
     pub(super) activity: Option<Arc<dyn Alive>>,
     pub(super) metrics: Arc<BackendMetrics>,
@@ -44,12 +44,13 @@ pub(super) struct Upstream {
 /// So much of a frame has to come within `limits.frame_timeout`: a backend that sends drops would hold
 /// up its client for as long as it likes. What the slowest of lines carries, so that no size is too
 /// large for it.
-const PIECE: usize = 64 * 1024;
+const PIECE: u32 = 64 * 1024;
 
 impl Upstream {
     /// So many bytes have come, of the frame that was under way or of another one.
     fn note_partial(&mut self, now: Instant, is_within: bool, (is_same, bytes): (bool, usize)) {
-        self.come += bytes;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.come = self.come.saturating_add(bytes);
         if !is_within {
             self.partial_since = None;
         } else if self.partial_since.is_none() || !is_same || self.come >= PIECE {
