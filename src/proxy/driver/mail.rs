@@ -103,8 +103,8 @@ impl Driver {
                         0
                     });
                 }
-                // Seen at the start of each round.
-                Message::Rules => {}
+                // Mostly seen when the task was woken; but it may have come a moment ago.
+                Message::Rules => self.follow_rules(),
                 Message::Drain => {
                     self.step(now, snapshot, task, &[], |mux, cx, out| {
                         mux.handle_drain(cx, out);
