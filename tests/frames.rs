@@ -384,6 +384,18 @@ fn recorded_frames_are_read_alike_by_all_scanners() {
     }
 }
 
+/// Spaces where the CLI writes none.
+#[test]
+fn a_space_before_the_last_brace_is_nothing_of_what_stands_before_it() {
+    for body in [
+        r#"{"jsonrpc":"2.0","id":1,"result":{} }"#,
+        r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"} }"#,
+        r#"{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"s","event":{"type":"t"}} }"#,
+    ] {
+        checks::scan::check_scan(body.as_bytes());
+    }
+}
+
 /// What the fuzzer found worth keeping, asked the same questions without a fuzzer.
 #[test]
 fn fuzz_corpora_hold() {

@@ -225,23 +225,21 @@ fn is_trustworthy(body: &[u8], head: &Head, value: &Json) -> bool {
     if value.has_duplicates() || body.last() != Some(&b'}') {
         return false;
     }
+    // A space before the last brace would shift the end of what stands before it.
+    let closed = |last: Option<Span>| last.is_none_or(|span| span.end as usize == body.len() - 1);
     match head.kind {
         Kind::Request => value.get("result").is_none() && value.get("error").is_none(),
-        Kind::Result => keys(value) == ["jsonrpc", "id", "result"],
-        Kind::Error => keys(value) == ["jsonrpc", "id", "error"],
+        Kind::Result => closed(head.result) && keys(value) == ["jsonrpc", "id", "result"],
+        Kind::Error => closed(head.error) && keys(value) == ["jsonrpc", "id", "error"],
         Kind::Notification if value.text("method") != Some("session.event") => true,
         Kind::Notification => {
             let Some(params) = value.get("params") else {
                 return true;
             };
             let event = params.get("event").unwrap_or(&Json::Null);
-            // A space before the last brace would shift the end of the params.
-            let closed = head
-                .params
-                .is_none_or(|span| span.end as usize == body.len() - 1);
             let whole = keys(value) == ["jsonrpc", "method", "params"];
             let inside = keys(params) == ["sessionId", "event"] && !params.has_duplicates();
-            whole && inside && closed && !event.has_duplicates()
+            whole && inside && closed(head.params) && !event.has_duplicates()
         }
     }
 }
