@@ -144,9 +144,16 @@ impl Parting {
         }
     }
 
-    /// Who is to say when it is over, given who hears the session: the first who can be told. Who
-    /// was asked may stand anywhere, so each passes it on to the next.
-    pub fn heirs(&self, by: ConnectionId, mut hearers: Vec<ConnectionId>) -> Vec<ConnectionId> {
+    /// Who is to say when it is over, given who hears the session, and who has lost it and opens it
+    /// again: the first who can be told. Who was asked may stand anywhere, so each passes it on to
+    /// the next. Of those that have lost it, nobody need look after a turn that waits for nothing:
+    /// none such outlives its process.
+    pub fn heirs(
+        &self,
+        by: ConnectionId,
+        mut hearers: Vec<ConnectionId>,
+        mut lost: Vec<ConnectionId>,
+    ) -> Vec<ConnectionId> {
         match self {
             Self::Over => hearers.clear(),
             Self::Unheard(_) => hearers.retain(|heir| *heir != by),
@@ -154,6 +161,11 @@ impl Parting {
                 let at = hearers.iter().position(|heir| *heir == by);
                 hearers.drain(..at.map_or(hearers.len(), |at| at + 1));
             }
+        }
+        if !self.asked().is_empty() {
+            // Never back, or two that cannot open it would pass it to each other for ever.
+            let at = lost.iter().position(|heir| *heir == by);
+            hearers.extend(lost.drain(at.map_or(0, |at| at + 1)..));
         }
         hearers
     }

@@ -295,9 +295,13 @@ pub(super) fn end_turn(
     let turns = store.turns();
     let mut holder = by;
     if *parting != Parting::Over {
-        let hearers = store.lock().hearers(session.as_str());
+        let (hearers, lost) = {
+            let directory = store.lock();
+            let session = session.as_str();
+            (directory.hearers(session), directory.losers(session))
+        };
         let asked: Arc<[String]> = parting.asked().into();
-        for heir in parting.heirs(by, hearers) {
+        for heir in parting.heirs(by, hearers, lost) {
             if !turns.pass(session.as_str(), holder, heir) {
                 return Parted::Gone;
             }

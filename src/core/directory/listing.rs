@@ -23,6 +23,16 @@ impl Directory {
         hears(false).chain(hears(true)).collect()
     }
 
+    /// The connections of this process that have lost `session` and will open it again, in the order
+    /// in which they came.
+    pub fn losers(&self, session: &str) -> Vec<ConnectionId> {
+        let holders = self.sessions.get(session).map(|r| &r.now.holders);
+        let holders = holders.into_iter().flatten();
+        let lost = holders.filter(|h| h.standing == Standing::Lost && !h.parked);
+        let lost = lost.map(|h| h.connection);
+        lost.filter(|id| !peer::is_peer(*id)).collect()
+    }
+
     /// Whether `session` has holders that hear it by way of another process, or are about to hear it:
     /// nobody knows here what they were asked.
     pub fn is_heard_elsewhere(&self, session: &str) -> bool {

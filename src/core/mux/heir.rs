@@ -34,7 +34,45 @@ impl Mux {
         if let Some(hold) = self.locks.hold_of(session) {
             hold.unasked = asked.to_vec();
         }
+        if let Some(key) = self.by_session.get(session).copied() {
+            self.note_given(key);
+        }
         self.ask_whether_it_runs(cx, session, out);
+    }
+
+    /// The process of the session is gone: of what its client has answered lately, only this
+    /// connection can say what became of it. Should it leave before it has, others have to know.
+    pub(super) fn note_given(&mut self, key: usize) {
+        let entry = &self.entries[key];
+        if let Some(hold) = self.locks.hold_of(&entry.id) {
+            let given = entry.given_lately();
+            hold.given = given.filter_map(|given| asked_in(&given.params)).collect();
+        }
+    }
+
+    /// Whether the turn that was inherited, should it go on in the process that has just opened the
+    /// session, is nobody's: no client that is left knows of it.
+    pub(super) fn is_only_heir(&mut self, cx: &Context<'_>, key: usize) -> bool {
+        let entry = &self.entries[key];
+        let hold = self.locks.hold_of(&entry.id);
+        entry.turn.is_none()
+            && hold.is_some_and(|hold| !hold.unasked.is_empty())
+            && !cx.commons.has_others(entry.id.as_str(), self.id)
+    }
+
+    /// The session is open again: what was inherited while it was not is looked after.
+    pub(super) fn look_after_turn(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &self.entries[key];
+        let (session, aborted) = (entry.id.clone(), entry.rest != Rest::Nothing);
+        let Some(hold) = self.locks.hold_of(&session) else {
+            return;
+        };
+        hold.given.clear();
+        if aborted {
+            hold.unasked.clear();
+        } else if !hold.unasked.is_empty() {
+            self.ask_whether_it_runs(cx, &session, out);
+        }
     }
 
     /// This connection is to say when the turn of `session` is over, which it hears.
@@ -100,6 +138,10 @@ impl Mux {
         if let Some(own) = asked {
             own.errand = Errand::Nobodys;
             let session = session.clone();
+            if let Some(hold) = self.locks.hold_of(&session).filter(|h| h.is_sending()) {
+                // What runs now may be this connection's own.
+                hold.unasked.clear();
+            }
             self.ask_whether_it_runs(cx, &session, out);
         }
     }
@@ -130,4 +172,10 @@ impl Mux {
             self.part_with_turn(session, Parting::Unasked(unasked));
         }
     }
+}
+
+/// The `requestId` that these params of an answer name.
+fn asked_in(params: &str) -> Option<String> {
+    let params: serde_json::Value = serde_json::from_str(params).ok()?;
+    Some(params.get("requestId")?.as_str()?.to_owned())
 }

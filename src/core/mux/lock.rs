@@ -55,6 +55,9 @@ pub(super) struct Hold {
     /// What it waited for when it was inherited, until it is known whether this connection's client
     /// was asked.
     pub(super) unasked: Vec<String>,
+    /// What its client had answered so shortly before its process died that the turn may wait for it
+    /// still, and nobody but this connection can say; until the session is open again.
+    pub(super) given: Vec<String>,
 }
 
 /// A lock that it waits for.
@@ -79,10 +82,16 @@ enum Before {
 }
 
 impl Hold {
+    /// Whether a send of this connection is to begin a turn behind the one that was inherited.
+    pub(super) fn is_sending(&self) -> bool {
+        self.call.is_some()
+    }
+
     /// It is given away in a turn that may go on.
     fn unheard(self) -> Output {
         let mut asked = self.asked;
         asked.extend(self.unasked);
+        asked.extend(self.given);
         Output::TurnOver {
             session: self.session,
             parting: Parting::Unheard(asked),
@@ -134,7 +143,7 @@ impl Locks {
     }
 
     fn hold(&mut self, session: &SessionId, near: usize, call: Option<Send>, since: Instant) {
-        let hold = Hold {
+        let mut hold = Hold {
             session: session.clone(),
             near,
             call,
@@ -143,9 +152,16 @@ impl Locks {
             unsaid: None,
             asked: Vec::new(),
             unasked: Vec::new(),
+            given: Vec::new(),
         };
         match self.hold_of(session) {
-            Some(known) => *known = hold,
+            Some(known) => {
+                // A send does not change what the turn before it waits for, if that runs.
+                if hold.is_sending() {
+                    hold.unasked = std::mem::take(&mut known.unasked);
+                }
+                *known = hold;
+            }
             None => {
                 self.held.reserve_exact(1);
                 self.held.push(hold);
@@ -499,7 +515,10 @@ impl Mux {
             | Errand::Undo(_)
             | Errand::Leave => false,
         };
-        self.entries[key].turn.is_some() || self.own.iter().any(matters)
+        let entry = &self.entries[key];
+        // Whether it goes on shows when the session is open again.
+        let looks = !hold.unasked.is_empty() && entry.reopening.is_some();
+        entry.turn.is_some() || looks || self.own.iter().any(matters)
     }
 
     fn drop_wants(&mut self) -> Option<Output> {

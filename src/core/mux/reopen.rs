@@ -176,6 +176,7 @@ impl Mux {
             let held = std::mem::replace(&mut entry.held, sends);
             entry.held.extend(held);
         });
+        self.note_given(key);
         let session = self.entries[key].id.clone();
         self.outputs.push_back(Output::Lost(session));
         self.seek(key);
@@ -449,6 +450,8 @@ impl Mux {
                         self.entries[key].rest = Rest::Runs;
                     }
                     self.lose_survivor(cx, key, out);
+                } else if !over && self.is_only_heir(cx, key) {
+                    self.entries[key].rest = Rest::Runs;
                 }
                 self.next_errand(cx, key, out);
             }
@@ -474,11 +477,12 @@ impl Mux {
 
     /// Whether the turn goes on shows once it has been given what it may have forgotten.
     fn ask_survivor(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let inherits = self.is_only_heir(cx, key);
         let entry = &self.entries[key];
         let Some(reopening) = &entry.reopening else {
             return;
         };
-        if entry.turn.is_none() {
+        if entry.turn.is_none() && !inherits {
             self.next_errand(cx, key, out);
         } else if reopening.answered < entry.answers.len() {
             self.run(cx, key, Step::Answer, out);
@@ -539,6 +543,7 @@ impl Mux {
             // What a turn waited for was in the history that is not there.
             self.lose_survivor(cx, key, out);
         }
+        self.look_after_turn(cx, key, out);
         self.release_held(cx, key, slot, Purpose::Resume, false, out);
         self.pass_next_send(cx, key, out);
         self.settle_entry(key);

@@ -231,6 +231,13 @@ impl Entry {
         given.is_some_and(|(lost, at)| lost.saturating_duration_since(at) < TORN)
     }
 
+    /// Those of its answers that were given so lately.
+    pub(super) fn given_lately(&self) -> impl Iterator<Item = &Repeat> {
+        let lost = self.reopening.as_ref().map(|r| r.since);
+        let lately = move |at| lost.is_some_and(|l| l.saturating_duration_since(at) < TORN);
+        self.answers.iter().filter(move |given| lately(given.at))
+    }
+
     /// For so long its process was heard to do nothing: what it was given is as new as it was then.
     pub(super) fn stand_still(&mut self, silence: Duration) {
         for given in &mut self.answers {

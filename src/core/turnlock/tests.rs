@@ -387,11 +387,12 @@ fn a_turn_that_goes_on_is_passed_on_with_its_user() {
 
 #[test]
 fn whoever_hears_a_turn_may_inherit_it_and_who_was_not_asked_passes_it_on() {
-    let heirs = |parting: Parting, by: u64, hearers: &[u64]| {
-        let hearers = hearers.iter().copied().map(id).collect();
-        let heirs = parting.heirs(id(by), hearers);
+    let among = |parting: Parting, by: u64, hearers: &[u64], lost: &[u64]| {
+        let [hearers, lost] = [hearers, lost].map(|ids| ids.iter().copied().map(id).collect());
+        let heirs = parting.heirs(id(by), hearers, lost);
         heirs.into_iter().map(|heir| heir.0).collect::<Vec<_>>()
     };
+    let heirs = |parting: Parting, by: u64, hearers: &[u64]| among(parting, by, hearers, &[]);
     let unheard = || Parting::Unheard(vec!["r".into()]);
     let unasked = || Parting::Unasked(vec!["r".into()]);
     assert_eq!(heirs(Parting::Over, 1, &[1, 2, 3]), Vec::<u64>::new());
@@ -412,6 +413,13 @@ fn whoever_hears_a_turn_may_inherit_it_and_who_was_not_asked_passes_it_on() {
         Vec::<u64>::new(),
         "nor may it go in a circle"
     );
+    // Those who have lost it come last, and only for a turn that waits for something.
+    assert_eq!(among(unheard(), 4, &[1], &[2, 3]), [1, 2, 3]);
+    assert_eq!(among(unasked(), 1, &[1], &[2, 3]), [2, 3]);
+    assert_eq!(among(unheard(), 2, &[1], &[2, 3]), [1, 3]);
+    let nothing = Parting::Unheard(Vec::new());
+    assert_eq!(among(nothing, 4, &[1], &[2, 3]), [1]);
+    assert!(among(Parting::Over, 4, &[1], &[2, 3]).is_empty());
     assert_eq!(
         (unheard().asked(), Parting::Over.asked()),
         (unasked().asked(), &[][..])

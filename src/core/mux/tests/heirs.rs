@@ -1,10 +1,13 @@
 //! A turn that goes on when the connection that had its lock hears it no more.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{
     super::Output,
     locks::{OTHER, OURS},
+    reopening::{self, grant, own_call},
     rig::{Rig, event, failure, framed, request, result},
 };
 use crate::core::{
@@ -260,4 +263,99 @@ fn who_detaches_from_a_turn_gives_it_away_though_its_send_is_not_answered() {
     rig.client(&request(2, "session.detach", json!({"sessionId": "s1"})));
     rig.backend("a", &result(2, json!({"success": true})));
     assert_eq!(rig.partings(), [Parting::Unheard(vec!["r1".into()])]);
+}
+
+/// Only it could say what became of that.
+#[test]
+fn who_leaves_before_its_session_is_open_again_says_what_it_has_answered_lately() {
+    for (since, opens, says) in [
+        (4, false, &["r2", "r1"][..]),
+        (10, false, &["r2"]),
+        (4, true, &["r2"]),
+    ] {
+        let mut rig = reopening::rig();
+        rig.open("s1", "a");
+        rig.send(1, "s1");
+        rig.turn(1);
+        for id in ["r1", "r2"] {
+            rig.tells("external_tool.requested", request_of(id));
+        }
+        let method = "session.tools.handlePendingToolCall";
+        let params = json!({"sessionId": "s1", "requestId": "r1", "result": "x"});
+        rig.client(&request(2, method, params));
+        rig.backend("a", &result(2, json!({"success": true})));
+        rig.tells("external_tool.completed", request_of("r1"));
+        rig.pass(Duration::from_secs(since));
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        if opens {
+            grant(&mut rig, "b", "session.resume", json!({}));
+            grant(&mut rig, "b", method, json!({"success": true}));
+            let processing = json!({"processing": true});
+            grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+        }
+        rig.hang_up();
+        let says = says.iter().map(ToString::to_string).collect();
+        assert_eq!(rig.partings(), [Parting::Unheard(says)], "{since} {opens}");
+    }
+}
+
+/// A connection that has lost `session` inherits its turn, and has a message for it.
+fn inherited_while_lost(session: &str) -> Rig {
+    let mut rig = reopening::rig();
+    rig.open(session, "a");
+    assert_eq!(rig.other_asks(session), Verdict::Taken);
+    rig.homes.insert(session.into(), "b".into());
+    rig.lose("a");
+    rig.silent();
+    assert!(rig.turns.borrow_mut().pass(session, OTHER, OURS));
+    let name = SessionId::from(session);
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_turn_inherited(cx, &name, &["r1".into()], out);
+        0
+    });
+    rig.send(1, session);
+    assert_eq!(rig.partings(), [], "it looks when the session is open");
+    let params = grant(&mut rig, "b", "session.resume", json!({}));
+    assert_eq!(params["continuePendingWork"], json!(true));
+    rig
+}
+
+#[test]
+fn a_turn_that_is_inherited_before_the_session_is_open_again_is_looked_after_then() {
+    for runs in [true, false] {
+        let mut rig = inherited_while_lost("s1");
+        let heard = rig.heard("b");
+        assert_eq!(heard[0]["method"], "session.metadata.isProcessing");
+        assert_eq!(heard[1]["id"], json!(1));
+        let processing = json!({ "processing": runs });
+        rig.backend("b", &result(heard[0]["id"].clone(), processing));
+        let unasked = Parting::Unasked(vec!["r1".into()]);
+        assert_eq!(rig.partings(), if runs { vec![unasked] } else { vec![] });
+    }
+}
+
+/// Before anything that its client has to say: it would fall under the abort.
+#[test]
+fn who_has_a_session_alone_aborts_what_it_inherited_and_knows_nothing_of() {
+    for runs in [true, false] {
+        let mut rig = inherited_while_lost("alone-1");
+        let processing = json!({ "processing": runs });
+        grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+        if !runs {
+            let heard = rig.heard("b");
+            assert_eq!(heard[0]["method"], "session.metadata.isProcessing");
+            assert_eq!(heard[1]["id"], json!(1));
+            continue;
+        }
+        let abort = own_call(&mut rig, "b");
+        assert_eq!(abort["method"], "session.abort");
+        assert!(rig.heard("b").is_empty());
+        rig.backend("b", &result(abort["id"].clone(), json!({"success": true})));
+        assert_eq!(rig.heard_ids("b"), [json!(1)]);
+        let aborted = json!({"aborted": true});
+        rig.backend("b", &event("alone-1", "session.idle", aborted));
+        assert!(rig.said().is_empty(), "its client never heard of it");
+        assert_eq!(rig.partings(), []);
+    }
 }

@@ -146,7 +146,8 @@ impl World {
         let mut turns = turns.borrow_mut();
         let mut holder = by;
         let hearers = self.directory.hearers(session.as_str());
-        for heir in parting.heirs(by, hearers) {
+        let lost = self.directory.losers(session.as_str());
+        for heir in parting.heirs(by, hearers, lost) {
             if !turns.pass(session.as_str(), holder, heir) {
                 return true;
             }
