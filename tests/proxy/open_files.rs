@@ -220,8 +220,14 @@ async fn what_it_starts_has_the_limit_that_it_was_started_with() {
                 "ulimit -Sn; ulimit -Hn",
             ])
             .stdin(Stdio::piped())
-            .output();
-        let said = String::from_utf8(guarded.await.unwrap().stdout).unwrap();
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut guarded = guarded.unwrap();
+        // Its end would be Taxiway's, and with it that of what it guards.
+        let origin = guarded.stdin.take();
+        let said = guarded.wait_with_output().await.unwrap().stdout;
+        drop(origin);
+        let said = String::from_utf8(said).unwrap();
         let limits: Vec<&str> = said
             .lines()
             .filter(|line| !line.starts_with("taxiway"))
