@@ -1,13 +1,19 @@
 //! What only the task of a connection can get wrong.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     net::{TcpListener, TcpStream},
     task::coop,
 };
 
-use super::{Desk, Driver, Mailbox, Upstream};
+use super::{Desk, Driver, Mailbox, Message, Upstream};
 use crate::{
     core::id::ConnectionId,
     proxy::providers::tests::{Taxiway, rules},
@@ -54,6 +60,24 @@ async fn a_timer_that_was_set_without_budget_is_met_all_the_same() {
     for tired in 0..2 {
         assert!(ends_in_time(Some(tired)).await, "turn {tired}");
     }
+}
+
+/// Whoever replaces the rules tells so at any moment of a connection's turn at the processor.
+#[tokio::test]
+async fn rules_that_come_in_the_middle_of_a_turn_are_followed() {
+    let taxiway = Taxiway::alone();
+    let (mut driver, _client) = connection(&taxiway).await;
+    let new = Arc::new(rules());
+    driver.shared.rules.store(new.clone());
+    driver.shared.hub.publish(&Message::Rules);
+    let snapshot = driver.shared.pool.snapshot();
+    std::future::poll_fn(|task| {
+        driver.poll_mailbox(Instant::now(), &snapshot, task);
+        Poll::Ready(())
+    })
+    .await;
+    assert!(driver.mailbox.is_quiet(), "the news is read");
+    assert!(Arc::ptr_eq(&driver.rules, &new));
 }
 
 /// Thousands of connections that do nothing each take this (docs/performance.md). What is needed for
