@@ -130,12 +130,12 @@ pub fn is_own_want(error: &io::Error) -> bool {
 /// Whether a client's connection, accepted just now, takes a file that is kept back. The system gives
 /// the lowest number that is free, so the number says how many are in use.
 pub fn leaves_none(accepted: &impl AsFd) -> bool {
-    is_beyond(accepted, kept_back() + FOR_UPSTREAM)
+    is_beyond(accepted, FOR_UPSTREAM)
 }
 
 /// The same for a connection that was made for a client, as the error of connecting.
 pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
-    match is_beyond(connected, kept_back()) {
+    match is_beyond(connected, 0) {
         true => Err(Errno::MFILE.into()),
         false => Ok(()),
     }
@@ -145,7 +145,7 @@ pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
 fn are_out() -> bool {
     // Whatever is open can be asked for one more number.
     match rustix::io::dup(io::stderr()) {
-        Ok(file) => is_beyond(&file, kept_back()),
+        Ok(file) => is_beyond(&file, 0),
         Err(error) => is_exhaustion(&error.into()),
     }
 }
@@ -154,10 +154,16 @@ fn kept_back() -> u64 {
     KEPT_BACK.load(Ordering::Relaxed)
 }
 
-fn is_beyond(file: &impl AsFd, kept_back: u64) -> bool {
+/// Whether a file is one of the last `besides` before those that are kept back, or of these.
+fn is_beyond(file: &impl AsFd, besides: u64) -> bool {
     let limit = getrlimit(Resource::Nofile).current;
     let number = u64::try_from(file.as_fd().as_raw_fd()).unwrap_or(0);
-    limit.is_some_and(|limit| number + kept_back >= limit)
+    limit.is_some_and(|limit| number + besides >= free_for_clients(limit, kept_back()))
+}
+
+/// Those of clients have half of all numbers, however large the pool is.
+fn free_for_clients(limit: u64, kept_back: u64) -> u64 {
+    limit - kept_back.min(limit / 2)
 }
 
 #[cfg(test)]
@@ -168,6 +174,17 @@ mod tests {
     fn what_is_kept_back_grows_with_the_pool() {
         for (backends, files) in [(0, 32), (4, 32), (5, 34), (100, 224)] {
             assert_eq!(kept_back_for(backends), files, "{backends}");
+        }
+    }
+
+    #[test]
+    fn a_large_pool_leaves_clients_half_of_all_files() {
+        for (limit, kept_back, free) in [(1024, 32, 992), (1024, 600, 512), (40, 32, 20)] {
+            assert_eq!(
+                free_for_clients(limit, kept_back),
+                free,
+                "{limit} {kept_back}"
+            );
         }
     }
 
