@@ -69,14 +69,23 @@ pub(super) async fn run(
         word.replace("{name}", backend.as_str())
             .replace("{address}", &address)
     });
-    let mut child = start(words.collect(), files::before())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(FenceError::NotStarted)?;
+    let words: Vec<String> = words.collect();
+    let spawn = |open_files| {
+        start(words.clone(), open_files)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+    };
+    let spawned = spawn(files::before());
+    // Without a shell, better with too many files than not at all.
+    let spawned = match spawned {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => spawn(None),
+        spawned => spawned,
+    };
+    let mut child = spawned.map_err(FenceError::NotStarted)?;
     let pid = child.id().and_then(|id| i32::try_from(id).ok());
     let mut group = Group(pid.and_then(Pid::from_raw));
     let last = Arc::new(Mutex::new(None));
