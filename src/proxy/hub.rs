@@ -240,8 +240,11 @@ impl Hub {
     /// From here on its client may hear news of sessions: it is known who it is, or nobody asks.
     pub fn let_hear(&self, mailbox: &Mailbox) {
         if mailbox.hears_from.load(Ordering::Relaxed) == 0 {
-            let next = self.post().next_serial();
-            mailbox.hears_from.store(next, Ordering::Release);
+            // What is told meanwhile is news to it.
+            let post = self.post();
+            mailbox
+                .hears_from
+                .store(post.next_serial(), Ordering::Release);
         }
     }
 
