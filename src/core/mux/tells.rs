@@ -3,16 +3,12 @@
 
 use std::borrow::Cow;
 
-use ahash::RandomState;
 use memchr::{memchr, memchr2, memrchr};
 
 use crate::core::scan;
 
 /// The type of the event by which a turn asks for a tool of a client.
 pub(super) const TOOL_ASKED: &[u8] = b"external_tool.requested";
-
-/// The same in every process, since those of an upgrade compare marks.
-const MARKS: RandomState = RandomState::with_seeds(1, 2, 3, 4);
 
 /// What an event tells of its turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +88,21 @@ pub(super) fn question(body: &[u8]) -> Option<(String, Option<Box<str>>)> {
     Some((request_id(body)?, tool))
 }
 
+/// The same in every build, since the processes of an upgrade compare marks; no more than a few
+/// instructions, since nobody gains by two events with one mark but a turn that is not counted.
+fn mark_of(id: &[u8]) -> u64 {
+    let (words, rest) = id.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    words
+        .iter()
+        .chain([&last])
+        .fold(id.len() as u64, |mark, word| {
+            let mixed = (mark ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed ^ (mixed >> 29)
+        })
+}
+
 /// What stands for the event of this body, whoever hears it: its `id`, which the CLI writes behind
 /// all that may hold another one. Read from the end, since every turn has such an event.
 pub(super) fn event_mark(body: &[u8]) -> Option<u64> {
@@ -103,7 +114,7 @@ pub(super) fn event_mark(body: &[u8]) -> Option<u64> {
         if body[..end].ends_with(b"\"")
             && let Some(id) = body[end..].strip_prefix(br#"id":""#)
         {
-            return Some(MARKS.hash_one(&id[..memchr(b'"', id)?]));
+            return Some(mark_of(&id[..memchr(b'"', id)?]));
         }
     }
 }
