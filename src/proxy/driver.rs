@@ -458,6 +458,10 @@ impl Driver {
     }
 
     fn poll_writes(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+        if self.client_holds_back() {
+            // Until now; nothing was asked while the client took nothing.
+            self.excuse_upstreams(now);
+        }
         if let Some(client) = self.client.as_mut().filter(|_| !self.client_gone)
             && self.client_out.flush(client, now, task).is_err()
         {

@@ -159,6 +159,13 @@ impl Driver {
         });
     }
 
+    /// Who is not read is not late.
+    pub(super) fn excuse_upstreams(&mut self, now: Instant) {
+        for upstream in self.upstreams.iter_mut().flatten() {
+            upstream.partial_since = upstream.partial_since.map(|_| now);
+        }
+    }
+
     pub(super) fn poll_upstreams(
         &mut self,
         now: Instant,
@@ -171,10 +178,7 @@ impl Driver {
             let at = (self.first_read + nth) % count;
             if self.client_holds_back() || self.closing.is_some() {
                 self.first_read = at;
-                // Who is not read is not late.
-                for upstream in self.upstreams.iter_mut().flatten() {
-                    upstream.partial_since = upstream.partial_since.map(|_| now);
-                }
+                self.excuse_upstreams(now);
                 break;
             }
             let passing = self.mux.passing();
