@@ -76,6 +76,8 @@ pub(super) struct Call {
     pub(super) avoided: Vec<BackendName>,
     /// What becomes of its effect when its session is opened again.
     pub(super) effect: Effect,
+    /// Bytes of the params that the shell has of it, to execute it.
+    pub(super) params: usize,
     /// Its body, where it may be needed once more.
     pub(super) copy: Option<Vec<u8>>,
     /// It was sent once more already.
@@ -105,7 +107,7 @@ impl Call {
         let bodies = [&self.fallback, &self.withheld];
         let bodies: usize = bodies.into_iter().flatten().map(|body| body.len()).sum();
         let vouching = self.vouching.as_ref().map_or(0, |v| v.body.len());
-        bodies + vouching + self.copy.as_ref().map_or(0, Vec::len)
+        bodies + vouching + self.params + self.copy.as_ref().map_or(0, Vec::len)
     }
 
     /// Whether the backend that it is at has still to answer it.
@@ -167,6 +169,7 @@ impl Mux {
             } else {
                 Effect::Kept
             },
+            params: 0,
             copy: None,
             repeated: false,
             passing: false,

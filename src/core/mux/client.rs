@@ -212,19 +212,43 @@ impl Mux {
                 self.answered_here(class, CallOutcome::Ok);
             }
             Class::Connect => self.handle_connect(cx, head, body, call, out),
-            Class::Aggregate(kind) => {
-                self.serve(cx, head, &frame, call, class, Service::Aggregate(kind))
-            }
-            Class::IdsArray(kind) => {
-                self.serve(cx, head, &frame, call, class, Service::IdsArray(kind))
-            }
+            Class::Aggregate(kind) => self.serve(
+                cx,
+                head,
+                &frame,
+                (call, class),
+                Service::Aggregate(kind),
+                out,
+            ),
+            Class::IdsArray(kind) => self.serve(
+                cx,
+                head,
+                &frame,
+                (call, class),
+                Service::IdsArray(kind),
+                out,
+            ),
             Class::ServerWide(spread) => {
-                self.serve(cx, head, &frame, call, class, Service::ServerWide(spread));
+                self.serve(
+                    cx,
+                    head,
+                    &frame,
+                    (call, class),
+                    Service::ServerWide(spread),
+                    out,
+                );
             }
-            Class::Provider(kind) => {
-                self.serve(cx, head, &frame, call, class, Service::Provider(kind))
+            Class::Provider(kind) => self.serve(
+                cx,
+                head,
+                &frame,
+                (call, class),
+                Service::Provider(kind),
+                out,
+            ),
+            Class::ByRequestId => {
+                self.serve(cx, head, &frame, (call, class), Service::ByRequestId, out)
             }
-            Class::ByRequestId => self.serve(cx, head, &frame, call, class, Service::ByRequestId),
             Class::Session
             | Class::Create
             | Class::Resume
@@ -302,9 +326,9 @@ impl Mux {
         cx: &Context<'_>,
         head: &Head,
         frame: &Frame<'_>,
-        id: RequestId,
-        class: Class,
+        (id, class): (RequestId, Class),
         service: Service,
+        out: &mut Outbox,
     ) {
         let body = frame.body();
         let ticket = self.ticket();
@@ -316,7 +340,17 @@ impl Mux {
             .params
             .map(|p| String::from_utf8_lossy(p.of(body)).into_owned());
         let mut record = self.new_call(cx.now, class, &method);
+        let size = params.as_ref().map_or(0, String::len);
+        if !self.may_hold(size, cx.settings) {
+            self.calls.insert(id.clone(), record);
+            let error = self.too_much_held(cx.settings);
+            self.fail(cx, &id, &error, out);
+            return;
+        }
         record.place = Place::Served(ticket);
+        // It may wait for the client to read the answers of others.
+        record.params = size;
+        self.held_bytes += size;
         self.calls.insert(id, record);
         self.outputs.push_back(Output::Serve(Serve {
             ticket,
@@ -346,12 +380,14 @@ impl Mux {
                 let size = out.write(Dest::Client, |b| reply::result(b, &token, result));
                 self.tally
                     .add(Direction::BackendToClient, FrameKind::Response, size);
+                self.settle(cx, &call);
                 self.call_ended(cx, &call, CallOutcome::Ok);
             }
             Served::Relayed(error) => {
                 let size = out.write(Dest::Client, |b| reply::relayed_error(b, &token, error));
                 self.tally
                     .add(Direction::BackendToClient, FrameKind::Error, size);
+                self.settle(cx, &call);
                 self.call_ended(cx, &call, CallOutcome::BackendError);
             }
             Served::Failed(error) => self.answer_with_error(cx, &id, call, error, out),
@@ -400,6 +436,9 @@ impl Mux {
             return;
         };
         let (place, session) = (call.place, call.session.clone());
+        if let Place::Served(ticket) = place {
+            self.outputs.push_back(Output::Unserve(ticket));
+        }
         // One that waits for its session's log has not left.
         if let (Place::At(slot), None) = (place, &call.vouching) {
             let Some(upstream) = self.upstreams.get_mut(slot) else {

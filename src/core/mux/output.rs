@@ -115,6 +115,9 @@ pub enum Output {
     Locate(Locate),
     /// Execute.
     Serve(Serve),
+    /// Nobody waits any more for the answer to the call with this ticket: if its execution has not
+    /// begun, it must not.
+    Unserve(u64),
     /// The client answered a provider's request: the whole body, with the id as the client sees it.
     ProviderAnswer {
         /// As given to [`Mux::handle_provider_request`](super::Mux::handle_provider_request).

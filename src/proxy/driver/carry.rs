@@ -22,6 +22,7 @@ impl Driver {
             }
             Output::Locate(question) => self.locate(cx, question),
             Output::Serve(call) => self.serve(call),
+            Output::Unserve(ticket) => self.unserve(ticket),
             Output::ProviderAnswer { token, body, id } => {
                 self.shared.providers.answer(token, &body, id);
             }

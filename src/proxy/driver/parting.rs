@@ -31,6 +31,7 @@ impl Driver {
         }
         self.shared.store.announce();
         self.shared.providers.leave(self.id);
+        self.stop_serving();
         let out = std::mem::take(&mut self.client_out);
         if let Some(client) = self.client.take()
             && !self.client_gone

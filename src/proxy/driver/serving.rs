@@ -1,7 +1,7 @@
 //! Calls that Taxiway executes itself, over control connections. Their answers may be large, and they
 //! are nobody's bytes until they are written to the client: so a few calls are under way at a time,
 //! and none is begun for a client that does not take what waits for it. The others wait as calls,
-//! which `limits.calls_per_connection` bounds. Executes nothing itself.
+//! which `limits.calls_per_connection` bounds, and `limits.frame` their params. Executes nothing itself.
 
 use std::collections::VecDeque;
 
@@ -50,6 +50,20 @@ impl Driver {
         {
             serving.begun.push(ticket);
             self.work.push(future);
+        }
+    }
+
+    /// This one is not to be executed any more, if it has not begun.
+    pub(super) fn unserve(&mut self, ticket: u64) {
+        if let Some(serving) = &mut self.serving {
+            serving.waiting.retain(|(waiting, _)| *waiting != ticket);
+        }
+    }
+
+    /// The client has left: nobody waits for those that have not begun.
+    pub(super) fn stop_serving(&mut self) {
+        if let Some(serving) = &mut self.serving {
+            serving.waiting.clear();
         }
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::rig::{Rig, Shell, framed, notification, request, result, settings};
 use crate::core::{
     event::{CallOutcome, Event},
-    mux::Output,
+    mux::{Output, Served},
 };
 
 /// The machine after some input, and that no backend and no other part has heard of it.
@@ -491,6 +491,19 @@ fn requests_beyond_what_may_be_held_are_refused_and_the_rest_still_passes() {
     }
     assert_eq!(rig.said_raw().len(), 3);
     assert_eq!(rig.mux.held_bytes, 0);
+    // Params of what the shell executes, too, until it is answered.
+    for n in 5..8 {
+        rig.client(&request(n, "session.list", json!({ "filter": text })));
+        rig.silent();
+    }
+    rig.client(&request(8, "session.list", json!({ "filter": text })));
+    assert_eq!(rig.said_one()["error"]["code"], -32013);
+    let tickets: Vec<u64> = rig.serves.drain(..).map(|call| call.ticket).collect();
+    for ticket in tickets {
+        rig.served(ticket, &Served::Result("{}".into()));
+    }
+    assert_eq!(rig.said_raw().len(), 3);
+    assert_eq!(rig.mux.held_bytes, 0);
     // Ids that are as long as frames are kept as well.
     let id = "y".repeat(800_000);
     for n in 1..3 {
@@ -546,7 +559,7 @@ fn a_deadline_that_ends_the_connection_abandons_its_calls() {
     assert_eq!(abandoned.len(), 2);
     assert!(rig.claims.is_empty() && rig.sockets.is_empty());
     // Late answers of the shell find nobody.
-    rig.served(ticket, &crate::core::mux::Served::Result("{}".into()));
+    rig.served(ticket, &Served::Result("{}".into()));
     rig.silent();
 }
 

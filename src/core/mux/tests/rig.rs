@@ -82,6 +82,8 @@ pub(super) struct Rig {
     pub(super) connects: Vec<(SlotId, String)>,
     pub(super) locates: Vec<Locate>,
     pub(super) serves: Vec<Serve>,
+    /// Tickets of those that nobody waits for any more.
+    pub(super) unserved: Vec<u64>,
     /// Everything else that came out.
     pub(super) log: Vec<Output>,
     /// The directory's view: sessions for which this connection is counted, and where.
@@ -216,6 +218,7 @@ impl Rig {
             connects: Vec::new(),
             locates: Vec::new(),
             serves: Vec::new(),
+            unserved: Vec::new(),
             log: Vec::new(),
             claims: BTreeMap::new(),
             closed: None,
@@ -287,6 +290,7 @@ impl Rig {
                 Output::Locate(question) => self.locates.push(question),
                 Output::Tell { to, note } => self.told.push((to, note)),
                 Output::Serve(call) => self.serves.push(call),
+                Output::Unserve(ticket) => self.unserved.push(ticket),
                 Output::Close { reason } => self.closed = Some(reason),
                 Output::TurnOver { session, parting } => {
                     // Of what it has not asked for nobody else hears.

@@ -328,8 +328,11 @@ fn what_is_still_here_is_cancelled_here() {
     // Served by the shell.
     rig.client(&request(4, "session.list", json!({})));
     let ticket = rig.serves[0].ticket;
+    assert_eq!(rig.mux.held_bytes, 2, "its params");
     rig.client(&cancel(4));
     assert_eq!(rig.error(), (json!(4), -32800));
+    assert_eq!(rig.unserved, [ticket], "it may not have begun");
+    assert_eq!(rig.mux.held_bytes, 0);
     rig.served(ticket, &Served::Result("{}".into()));
     rig.silent();
 }

@@ -126,6 +126,7 @@ impl World {
             Output::Tell { .. } | Output::Park { .. } => unreachable!("there is no grace here"),
             Output::Close { reason } => assert_eq!(reason, "client closed"),
             Output::Serve(_)
+            | Output::Unserve(_)
             | Output::Frozen { .. }
             | Output::TurnSilent { .. }
             | Output::ProviderAnswer { .. }
