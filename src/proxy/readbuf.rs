@@ -16,7 +16,7 @@ pub use crate::transport::scratch::{SIZE as SCRATCH, give_back, take as take_buf
 
 /// The start of a frame up to this size is copied in front of the next read, so that the rest of
 /// the run still passes from the shared buffer.
-pub const CARRY: usize = SCRATCH / 2;
+pub const CARRY: usize = 64 * 1024;
 
 /// Sizes of the buffers that are lent, and how many that came back a thread keeps of each: less than
 /// half a MiB in all.

@@ -3,8 +3,9 @@
 
 use std::cell::Cell;
 
-/// Its size.
-pub const SIZE: usize = 128 * 1024;
+/// Its size: several long turns of a server in one read and one write. What the system does for a byte
+/// depends on how many of them come at once (docs/performance.md).
+pub const SIZE: usize = 256 * 1024;
 
 thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
