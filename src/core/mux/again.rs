@@ -19,6 +19,10 @@ use crate::core::{
     route::Class,
 };
 
+/// How often a call is made once more that was not executed: a server may have cleaned the session up
+/// twice, or another client closed it; one that opens it each time and then does not know it is broken.
+const REPEATS: u8 = 3;
+
 impl Mux {
     /// A call about an attached session was answered "not found". Opens it again; whether the call
     /// itself, which was not executed, is made once more then.
@@ -170,11 +174,11 @@ impl Mux {
         id: &RequestId,
         call: &mut Call,
     ) -> RetriedCall {
-        let copy = call.copy.take().filter(|_| !call.repeated);
+        let copy = call.copy.take().filter(|_| call.repeated < REPEATS);
         let Some(body) = copy else {
             return RetriedCall::Answered;
         };
-        call.repeated = true;
+        call.repeated += 1;
         let held = Held {
             call: id.clone(),
             purpose: Call::purpose(call.class),
@@ -213,7 +217,7 @@ impl Mux {
             };
             // An answer may be given as often as it takes: the first one counts. And who is told that
             // it is lost does not give it again.
-            let may = repeats && (!call.repeated || call.effect == Effect::Answer);
+            let may = repeats && (call.repeated == 0 || call.effect == Effect::Answer);
             // One that waits to be vouched for has not left.
             let unsent = call.vouching.take().map(|vouching| vouching.body);
             let session = call.session.clone().filter(|_| may || unsent.is_some());
@@ -235,7 +239,7 @@ impl Mux {
             call.fallback = None;
             call.withheld = None;
             call.copy = None;
-            call.repeated = true;
+            call.repeated = call.repeated.max(1);
             call.place = Place::Held;
             let held = Held {
                 call: id.clone(),

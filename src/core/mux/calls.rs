@@ -80,8 +80,8 @@ pub(super) struct Call {
     pub(super) params: usize,
     /// Its body, where it may be needed once more.
     pub(super) copy: Option<Vec<u8>>,
-    /// It was sent once more already.
-    pub(super) repeated: bool,
+    /// How often it was sent once more already.
+    pub(super) repeated: u8,
     /// Its answer is on its way to the client already, in pieces: it gets no other one.
     pub(super) passing: bool,
     /// The backend's answer, until what it acknowledges is on disk.
@@ -171,7 +171,7 @@ impl Mux {
             },
             params: 0,
             copy: None,
-            repeated: false,
+            repeated: 0,
             passing: false,
             withheld: None,
             vouching: None,

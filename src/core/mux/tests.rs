@@ -15,6 +15,7 @@ use crate::core::{
 };
 
 mod admission;
+mod again;
 mod chunks;
 mod ends;
 mod failover;

@@ -52,7 +52,7 @@ pub(super) fn grant(rig: &mut Rig, backend: &str, method: &str, answer: Value) -
     call["params"].clone()
 }
 
-fn reopenings(rig: &mut Rig) -> Vec<(String, String, ReopenResult)> {
+pub(super) fn reopenings(rig: &mut Rig) -> Vec<(String, String, ReopenResult)> {
     rig.logged(|output| match output {
         Output::Event(Event::SessionReopened {
             from, to, result, ..
@@ -310,43 +310,6 @@ fn what_was_done_to_a_session_is_done_again() {
 }
 
 #[test]
-fn a_session_that_its_backend_closed_in_silence_is_opened_again_and_the_call_repeated() {
-    let mut rig = rig();
-    rig.open("s1", "a");
-    rig.pass(Duration::from_secs(400));
-    rig.send(1, "s1");
-    rig.send(2, "s1");
-    assert_eq!(rig.heard_ids("a"), [json!(1)]);
-    rig.backend("a", &not_found(1, "session.send", "s1"));
-    rig.silent();
-    grant(&mut rig, "a", "session.resume", json!({}));
-    assert_eq!(rig.heard_ids("a"), [json!(1)], "in the order written");
-    rig.backend("a", &result(1, json!({"messageId": "m1"})));
-    assert_eq!(rig.heard_ids("a"), [json!(2)]);
-    assert_eq!(rig.said_one()["id"], json!(1));
-    let told = rig.logged(|o| match o {
-        Output::ClosedByBackend { session, backend } => {
-            Some((session.to_string(), backend.to_string()))
-        }
-        _ => None,
-    });
-    assert_eq!(told, [("s1".to_owned(), "a".to_owned())]);
-    // Closed again, right after a call: there is no copy of the next one, but a way back.
-    rig.client(&act(3, "s1"));
-    rig.heard("a");
-    rig.backend("a", &not_found(3, "session.plan.delete", "s1"));
-    let said = rig.said_raw();
-    assert!(
-        said.last().unwrap().contains("Session not found"),
-        "{said:?}"
-    );
-    grant(&mut rig, "a", "session.resume", json!({}));
-    // The turn was told as lost.
-    grant(&mut rig, "a", "session.abort", json!({"success": true}));
-    assert_eq!(reopenings(&mut rig).len(), 1);
-}
-
-#[test]
 fn news_of_a_close_reopen_it_for_the_others_too() {
     let mut rig = rig();
     rig.open("s1", "a");
@@ -459,23 +422,6 @@ fn parameters_that_are_too_large_are_not_kept() {
         [json!(1)],
         "located anew, as a stranger"
     );
-}
-
-#[test]
-fn calls_that_meet_a_closed_session_together_are_all_made_again() {
-    let mut rig = rig();
-    rig.open("s1", "a");
-    rig.pass(Duration::from_secs(60));
-    for id in 1..=3 {
-        rig.client(&read(id, "s1"));
-    }
-    rig.heard("a");
-    for id in 1..=3 {
-        rig.backend("a", &not_found(id, "session.getMessages", "s1"));
-    }
-    rig.silent();
-    grant(&mut rig, "a", "session.resume", json!({}));
-    assert_eq!(rig.heard_ids("a"), [json!(1), json!(2), json!(3)]);
 }
 
 #[test]
