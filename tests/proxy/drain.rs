@@ -73,11 +73,16 @@ async fn a_rolling_restart_on_a_shared_disk_is_not_noticed() {
             restart
         );
         assert!(all.iter().sum::<usize>() > 12, "{all:?}");
-        let moved = r#"taxiway_failovers_total{result="moved"}"#;
-        assert!(rig.admin().scrape().await.value(moved) > 3.0);
-        rig.admin()
-            .metric_is(r#"taxiway_failovers_total{result="reopened"}"#, 0.0)
-            .await;
+        let scrape = rig.admin().scrape().await;
+        let count =
+            |result| scrape.value(&format!("taxiway_failovers_total{{result=\"{result}\"}}"));
+        let (moved, reopened) = (count("moved"), count("reopened"));
+        // One that was closed there, of which its connection had not heard yet when the server was
+        // stopped, is opened again as after a loss; nobody notices that either.
+        assert!(
+            moved > 3.0 && reopened <= 3.0,
+            "{moved} moved, {reopened} reopened"
+        );
     })
     .await;
 }
