@@ -55,23 +55,23 @@ impl Driver {
 
     /// This one is not to be executed any more, if it has not begun.
     pub(super) fn unserve(&mut self, ticket: u64) {
-        if let Some(serving) = &mut self.serving {
-            serving.waiting.retain(|(waiting, _)| *waiting != ticket);
-        }
+        self.change_serving(|serving| serving.waiting.retain(|(waiting, _)| *waiting != ticket));
     }
 
     /// The client has left: nobody waits for those that have not begun.
     pub(super) fn stop_serving(&mut self) {
-        if let Some(serving) = &mut self.serving {
-            serving.waiting.clear();
-        }
+        self.change_serving(|serving| serving.waiting.clear());
     }
 
     /// This one is executed.
     pub(super) fn end_serving(&mut self, ticket: u64) {
+        self.change_serving(|serving| serving.begun.retain(|begun| *begun != ticket));
+    }
+
+    /// Takes some out. Most connections never have any, and keep no room for them.
+    fn change_serving(&mut self, change: impl FnOnce(&mut Serving)) {
         if let Some(serving) = &mut self.serving {
-            serving.begun.retain(|begun| *begun != ticket);
-            // Most connections never have any.
+            change(serving);
             if serving.begun.is_empty() && serving.waiting.is_empty() {
                 self.serving = None;
             }
