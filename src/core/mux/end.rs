@@ -9,7 +9,7 @@ use super::{
     calls::Place,
     note::Note,
     outbox::Outbox,
-    reopen::Cause,
+    reopening::Cause,
     session::Held,
     upstream::{GivenUp, Phase, SlotId, Waiting},
 };

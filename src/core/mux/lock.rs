@@ -452,7 +452,11 @@ impl Mux {
         };
         let hold = self.locks.held.swap_remove(gone);
         let entry = self.key_of_hold(&hold).map(|key| &self.entries[key]);
-        let over = entry.is_some_and(|e| e.attached && e.slot.is_some() && e.reopening.is_none());
+        let over = entry.is_some_and(|entry| match &entry.reopening {
+            None => entry.attached && entry.slot.is_some(),
+            // Heirs would have it taken up again by the process that opens the session next.
+            Some(reopening) => reopening.progress.idle,
+        });
         Some(if over {
             Output::TurnOver {
                 session: hold.session,

@@ -34,6 +34,7 @@ mod patience;
 mod place;
 mod register;
 mod reopen;
+mod reopening;
 mod run;
 mod session;
 mod sight;

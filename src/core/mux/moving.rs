@@ -7,7 +7,7 @@ use super::{
     calls::Call,
     outbox::Outbox,
     own::Errand,
-    reopen::{Cause, Stage},
+    reopening::{Cause, Stage},
     session::Rest,
     upstream::{GivenUp, SlotId, Waiting},
 };

@@ -3,7 +3,7 @@
 use super::{
     Context, Mux,
     outbox::{Dest, Outbox},
-    reopen::Step,
+    reopening::Step,
     session::Rest,
     turn::frame,
     upstream::{Phase, SlotId, Waiting},

@@ -8,7 +8,7 @@ use super::{
     calls::Call,
     kept::request_of,
     outbox::Outbox,
-    reopen::Stage,
+    reopening::Stage,
     session::{Asked, Held},
     upstream::SlotId,
 };

@@ -2,10 +2,7 @@
 //! client's machine opens them again by itself, with calls of its own, while the client's calls
 //! wait. Where they are opened is the directory's decision, by way of the shell.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Context, Locate, Located, Mux, Output,
@@ -13,6 +10,7 @@ use super::{
     outbox::Outbox,
     own::{Errand, Own, OwnAnswer},
     place::Question,
+    reopening::{Cause, Progress, Reopening, Stage, Step},
     session::{Entry, Held, Rest, Turn},
 };
 use crate::core::{
@@ -27,96 +25,6 @@ use crate::core::{
 /// tried again; twice as long after each further one.
 const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// A session on its way back.
-#[derive(Debug)]
-pub(super) struct Reopening {
-    pub(super) since: Instant,
-    cause: Cause,
-    /// The backend that had it.
-    pub(super) from: BackendName,
-    pub(super) stage: Stage,
-    failures: u32,
-    /// It left nothing on disk, and was created again.
-    created: bool,
-    /// How many of the turn's answers were given again.
-    pub(super) answered: usize,
-    /// One of these was waited for still.
-    wanted: bool,
-    /// One of these may be half on disk.
-    torn: bool,
-    /// How many of [`Kept::repeats`](super::kept::Kept) were made.
-    repeated: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Stage {
-    /// The question with this ticket is out.
-    Locating(u64),
-    /// A call of ours is.
-    Calling,
-    /// It is still open, and about to be closed: nothing of it is under way.
-    Frozen,
-    /// It has failed; tried again then.
-    Pausing(Instant),
-}
-
-/// A call of ours on the way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
-    Resume,
-    Create,
-    /// An answer that the turn has had is given again, in case it was not on disk.
-    Answer,
-    /// Does the turn that waits for the client go on?
-    IsProcessing,
-    Abort,
-    Repeat,
-}
-
-/// Why a session is opened again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Cause {
-    /// Its upstream connection has ended.
-    Connection,
-    /// Its backend has closed it in silence.
-    Closed,
-    /// It was moved on purpose.
-    Moved,
-}
-
-impl Reopening {
-    fn new(since: Instant, cause: Cause, from: &BackendName, stage: Stage) -> Self {
-        Self {
-            since,
-            cause,
-            from: from.clone(),
-            stage,
-            failures: 0,
-            created: false,
-            answered: 0,
-            torn: false,
-            wanted: false,
-            repeated: 0,
-        }
-    }
-
-    pub(super) fn is_calling(&self) -> bool {
-        self.stage == Stage::Calling
-    }
-
-    /// Whether its backend may still speak of it.
-    pub(super) fn is_here(&self) -> bool {
-        matches!(self.stage, Stage::Calling | Stage::Frozen)
-    }
-
-    pub(super) fn asks(&self) -> Option<u64> {
-        match self.stage {
-            Stage::Locating(ticket) => Some(ticket),
-            Stage::Calling | Stage::Frozen | Stage::Pausing(_) => None,
-        }
-    }
-}
 
 impl Mux {
     // Losing.
@@ -149,11 +57,15 @@ impl Mux {
         self.abandon_errands(key);
         self.gates.retain(|(_, k)| *k != key);
         self.forget_question(key);
-        let was = self.entries[key].reopening.as_ref();
-        let (since, failures) = was.map_or((cx.now, 0), |was| (was.since, was.failures));
-        let stage = Stage::Pausing(cx.now);
-        let mut reopening = Reopening::new(since, cause, from, stage);
-        reopening.failures = failures;
+        let mut reopening = Reopening::new(cx.now, cause, from, Stage::Pausing(cx.now));
+        if let Some(was) = &self.entries[key].reopening {
+            reopening.since = was.since;
+            reopening.failures = was.failures;
+            // Nothing of it was under way: it is no loss that the backend has ended first.
+            if was.cause == Cause::Moved {
+                reopening.cause = Cause::Moved;
+            }
+        }
         self.change_entry(cx.now, key, |entry| {
             entry.slot = None;
             entry.attached = false;
@@ -326,10 +238,7 @@ impl Mux {
                     entry.relation = located.relation;
                     if let Some(reopening) = &mut entry.reopening {
                         reopening.stage = Stage::Calling;
-                        reopening.created = false;
-                        reopening.answered = 0;
-                        reopening.wanted = false;
-                        reopening.repeated = 0;
+                        reopening.progress = Progress::default();
                     }
                 });
                 self.run(cx, key, Step::Resume, out);
@@ -357,7 +266,7 @@ impl Mux {
             Step::Create => opens(Form::Create),
             Step::Answer => entry
                 .answers
-                .get(reopening.answered)
+                .get(reopening.progress.answered)
                 .map(|r| (&*r.method, r.params.to_string())),
             Step::IsProcessing => Some((
                 "session.metadata.isProcessing",
@@ -366,7 +275,7 @@ impl Mux {
             Step::Abort => Some(("session.abort", reply::session_params(session))),
             Step::Repeat => kept
                 .repeats
-                .get(reopening.repeated)
+                .get(reopening.progress.repeated)
                 .map(|r| (&*r.method, r.params.to_string())),
         };
         let Some((method, params)) = call else {
@@ -412,13 +321,13 @@ impl Mux {
         match step {
             Step::Resume if answer.succeeded => self.ask_survivor(cx, key, out),
             Step::Answer => {
-                reopening.answered += 1;
+                reopening.progress.answered += 1;
                 let refused = memchr::memmem::find(answer.result, br#""success":false"#).is_some();
-                reopening.wanted |= answer.succeeded && !refused;
+                reopening.progress.wanted |= answer.succeeded && !refused;
                 if refused && lately {
                     reopening.torn = true;
                     // Half on disk, it stays so, should this process end as well.
-                    let at = reopening.answered - 1;
+                    let at = reopening.progress.answered - 1;
                     if let Some(given) = self.entries[key].answers.get_mut(at) {
                         given.at = cx.now;
                     }
@@ -427,13 +336,14 @@ impl Mux {
             }
             Step::Resume if answer.not_found => self.run(cx, key, Step::Create, out),
             Step::Create if answer.succeeded => {
-                reopening.created = true;
+                reopening.progress.created = true;
                 self.entries[key].rest = Rest::Nothing;
                 self.next_errand(cx, key, out);
             }
             Step::IsProcessing => {
-                let (torn, wanted) = (reopening.torn, reopening.wanted);
+                let (torn, wanted) = (reopening.torn, reopening.progress.wanted);
                 let over = memchr::memmem::find(answer.result, br#""processing":false"#).is_some();
+                reopening.progress.idle = over;
                 // It waits for something that its client was never asked: the question was lost on
                 // its way, and nobody asks it again.
                 let entry = &self.entries[key];
@@ -461,8 +371,8 @@ impl Mux {
                 self.next_errand(cx, key, out);
             }
             Step::Repeat => {
-                let at = reopening.repeated;
-                reopening.repeated += 1;
+                let at = reopening.progress.repeated;
+                reopening.progress.repeated += 1;
                 let kept = self.entries[key].kept.as_mut();
                 if let Some(repeat) = kept.and_then(|kept| kept.repeats.get_mut(at))
                     && let (Some((_, now)), Some(new)) =
@@ -484,7 +394,7 @@ impl Mux {
         };
         if entry.turn.is_none() && !inherits {
             self.next_errand(cx, key, out);
-        } else if reopening.answered < entry.answers.len() {
+        } else if reopening.progress.answered < entry.answers.len() {
             self.run(cx, key, Step::Answer, out);
         } else {
             self.run(cx, key, Step::IsProcessing, out);
@@ -498,7 +408,7 @@ impl Mux {
         };
         if entry.rest == Rest::Runs {
             self.run(cx, key, Step::Abort, out);
-        } else if reopening.repeated < kept.repeats.len() {
+        } else if reopening.progress.repeated < kept.repeats.len() {
             self.run(cx, key, Step::Repeat, out);
         } else {
             self.reopened(cx, key, out);
@@ -533,13 +443,13 @@ impl Mux {
             return;
         };
         self.outputs.push_back(Output::Attached(entry.id.clone()));
-        let result = match (was.cause, was.created) {
+        let result = match (was.cause, was.progress.created) {
             (Cause::Moved, _) => ReopenResult::Moved,
             (Cause::Connection | Cause::Closed, true) => ReopenResult::Created,
             (Cause::Connection | Cause::Closed, false) => ReopenResult::Resumed,
         };
         self.report(cx, key, &was, result);
-        if was.created {
+        if was.progress.created {
             // What a turn waited for was in the history that is not there.
             self.lose_survivor(cx, key, out);
         }

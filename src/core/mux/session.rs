@@ -11,7 +11,7 @@ use super::{
     kept::{Kept, Repeat},
     moving::Freeze,
     parking::Parked,
-    reopen::Reopening,
+    reopening::Reopening,
     takeover::Taking,
     upstream::SlotId,
 };
@@ -227,7 +227,8 @@ impl Entry {
     /// what it led to may not be on disk, even if the answer is.
     pub(super) fn answered_lately(&self) -> bool {
         let reopening = self.reopening.as_ref();
-        let given = reopening.and_then(|r| Some((r.since, self.answers.get(r.answered)?.at)));
+        let given =
+            reopening.and_then(|r| Some((r.since, self.answers.get(r.progress.answered)?.at)));
         given.is_some_and(|(lost, at)| lost.saturating_duration_since(at) < TORN)
     }
 

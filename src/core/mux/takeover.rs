@@ -17,7 +17,7 @@ use super::{
     outbox::{Dest, Outbox},
     own::{Errand, OwnAnswer},
     parking::{Request, STEP},
-    reopen::Cause,
+    reopening::Cause,
     session::{Asked, Held},
     turn::frame,
 };

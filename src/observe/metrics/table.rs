@@ -97,7 +97,8 @@ table! {
         "Sessions created or resumed on a backend.";
     FAILOVERS: Counter "taxiway_failovers_total" ["result"]
         "What became of silent backends: fenced, unfenced (given up without a fence command), \
-         fence_failed; and of sessions that lost their backend: reopened, recreated, failed.";
+         fence_failed; and of sessions that lost their backend: reopened, recreated, failed; moved = \
+         taken elsewhere on purpose.";
     SESSIONS_PARKED: Gauge "taxiway_sessions_parked" []
         "Sessions whose turn goes on although their client's connection has broken.";
     TAKEOVERS: Counter "taxiway_takeovers_total" ["result"]

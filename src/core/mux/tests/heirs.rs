@@ -59,7 +59,7 @@ impl Rig {
         self.backend("a", &event("s1", kind, data));
     }
 
-    fn partings(&self) -> Vec<Parting> {
+    pub(super) fn partings(&self) -> Vec<Parting> {
         let parting = |output: &Output| match output {
             Output::TurnOver { parting, .. } => Some(parting.clone()),
             _ => None,

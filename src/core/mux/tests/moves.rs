@@ -6,7 +6,10 @@ use super::{
     reopening::{self, grant},
     rig::{Rig, request, result},
 };
-use crate::core::mux::{Freeze, Output};
+use crate::core::{
+    event::{Event, ReopenResult},
+    mux::{Freeze, Output},
+};
 
 /// The mover wishes to have the session away from there.
 pub(super) fn freeze(rig: &mut Rig, session: &str, backend: &str, force: bool) {
@@ -77,4 +80,23 @@ fn a_question_about_one_session_does_not_keep_another_from_moving() {
         0
     });
     grant(&mut rig, "b", "session.resume", json!({}));
+}
+
+#[test]
+fn a_session_that_stands_still_is_moved_though_its_server_ends_first() {
+    for (stands, expected) in [(true, ReopenResult::Moved), (false, ReopenResult::Resumed)] {
+        let mut rig = reopening::rig();
+        rig.open("s1", "a");
+        if stands {
+            freeze(&mut rig, "s1", "a", false);
+        }
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        grant(&mut rig, "b", "session.resume", json!({}));
+        let result = |output: &Output| match output {
+            Output::Event(Event::SessionReopened { result, .. }) => Some(*result),
+            _ => None,
+        };
+        assert_eq!(rig.logged(result), [expected]);
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     reopening::{self, grant, own_call, read},
     rig::{Rig, Shell, event, request, result},
 };
-use crate::core::{event::TurnOutcome, mux::Output};
+use crate::core::{event::TurnOutcome, mux::Output, turnlock::Parting};
 
 /// A turn at `a` that waits for a tool of the client, which has the `requestId` `r1`.
 fn waiting_turn() -> Rig {
@@ -79,6 +79,31 @@ fn a_turn_that_nobody_knows_of_is_not_revived() {
         let goes_on = params.get("continuePendingWork") == Some(&json!(true));
         assert_eq!(goes_on, known != Known::Nowhere, "{known:?}: {params}");
     }
+}
+
+/// Or somebody else would look for it, and the next process take it up again for that.
+#[test]
+fn a_turn_that_the_next_process_does_not_run_is_over_for_all() {
+    let mut rig = reopening::rig();
+    rig.open("s1", "a");
+    rig.send(1, "s1");
+    rig.turn(1);
+    let data = json!({"requestId": "r1"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    let method = "session.permissions.setApproveAll";
+    let params = json!({"sessionId": "s1", "value": true});
+    rig.client(&request(2, method, params));
+    rig.heard("a");
+    rig.backend("a", &result(2, json!({"success": true})));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let processing = json!({"processing": false});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
+    assert_eq!(own_call(&mut rig, "b")["method"], method);
+    assert_eq!(rig.partings(), [Parting::Over]);
 }
 
 #[test]
