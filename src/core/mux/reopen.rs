@@ -416,7 +416,7 @@ impl Mux {
     }
 
     /// The turn that seemed to have outlived its process has not.
-    fn lose_survivor(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+    pub(super) fn lose_survivor(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
         let entry = &mut self.entries[key];
         if let Some(turn) = &mut entry.turn
             && let Some(backend) = turn.survived.take()
@@ -454,6 +454,7 @@ impl Mux {
             self.lose_survivor(cx, key, out);
         }
         self.look_after_turn(cx, key, out);
+        self.watch_survivor(cx, key);
         self.release_held(cx, key, slot, Purpose::Resume, false, out);
         self.pass_next_send(cx, key, out);
         self.settle_entry(key);

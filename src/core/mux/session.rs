@@ -128,6 +128,9 @@ pub(super) struct Turn {
     pub(super) unkept: bool,
     /// It has outlived this backend, since it waited for the client alone.
     pub(super) survived: Option<BackendName>,
+    /// Where it goes on since, the model was not heard to be asked: it may have been half on disk,
+    /// and wait for what no process remembers.
+    pub(super) doubtful: bool,
 }
 
 impl Turn {
@@ -148,6 +151,7 @@ impl Turn {
             stalled: false,
             unkept: false,
             survived: None,
+            doubtful: false,
         })
     }
 
@@ -155,6 +159,7 @@ impl Turn {
     /// experiment, unless it is seen to begin all the same.
     pub(super) fn outlives(&mut self, backend: &BackendName) {
         self.survived = Some(backend.clone());
+        self.doubtful = true;
         self.missing.append(&mut self.unseen);
         self.missing.truncate(MAX_UNSEEN);
     }

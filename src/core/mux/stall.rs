@@ -2,6 +2,13 @@
 //!
 //! A turn is looked at once in `sessions.turn_stall`, not with each event: so a stall is noticed
 //! after at most twice that time, and events cost nothing.
+//!
+//! A turn that goes on after a failover is watched in any case, until the model is asked again. A
+//! server that dies between two writes leaves one that is answered, as far as its log says, and whose
+//! next step nothing will take. Mostly that shows when the session is opened (see `reopen`); where it
+//! does not, silence is what is left of it. A server that goes on says so at once.
+
+use std::time::Duration;
 
 use super::{Context, Mux, Output, outbox::Outbox};
 use crate::core::{
@@ -9,11 +16,25 @@ use crate::core::{
     reply::LostBy,
 };
 
+/// For so long a turn that goes on after a failover may say nothing, while nobody owes it an answer.
+/// By experiment the next event comes within milliseconds of the answer; a starved machine is slower.
+const DOUBT: Duration = Duration::from_secs(15);
+
 impl Mux {
     /// A turn of this session has begun.
     pub(super) fn watch(&mut self, cx: &Context<'_>, key: usize) {
         if let Some(stall) = cx.settings.turn_stall {
             self.watches.push((cx.now + stall, key));
+        }
+    }
+
+    /// The session is open again. If its turn goes on, it has to say so.
+    pub(super) fn watch_survivor(&mut self, cx: &Context<'_>, key: usize) {
+        let turn = self.entries[key].turn.as_deref_mut();
+        if let Some(turn) = turn.filter(|turn| turn.doubtful) {
+            turn.events_seen = turn.events;
+            self.unwatch(key);
+            self.watches.push((cx.now + DOUBT, key));
         }
     }
 
@@ -28,9 +49,14 @@ impl Mux {
     pub(super) fn look_for_stalls(&mut self, cx: &Context<'_>, out: &mut Outbox) {
         while let Some(at) = self.watches.iter().position(|(at, _)| *at <= cx.now) {
             let (_, key) = self.watches.swap_remove(at);
-            let Some(stall) = cx.settings.turn_stall else {
-                continue;
+            let turn = self.entries.get(key).and_then(|e| e.turn.as_deref());
+            let doubtful = turn.is_some_and(|turn| turn.doubtful);
+            let period = if doubtful {
+                Some(DOUBT)
+            } else {
+                cx.settings.turn_stall
             };
+            let Some(stall) = period else { continue };
             // What waits for the client is not stalled: a person may take any time.
             let asked = self.entries.contains(key) && self.is_asked(key);
             // Nor is what is in the middle of a frame, or behind one: that has a deadline of its own.
@@ -48,6 +74,13 @@ impl Mux {
             };
             let silent = turn.events == turn.events_seen && !waits;
             turn.events_seen = turn.events;
+            if doubtful {
+                self.watches.push((cx.now + stall, key));
+                if silent {
+                    self.end_doubtful(cx, key, out);
+                }
+                continue;
+            }
             let before = std::mem::replace(&mut turn.stalled, silent);
             self.watches.push((cx.now + stall, key));
             let backend = slot.and_then(|slot| self.upstreams.get(slot));
@@ -75,6 +108,21 @@ impl Mux {
             if ended {
                 self.end_stalled(cx, key, out);
             }
+        }
+    }
+
+    /// It does not go on. Of those who have the session open only one may say so: another one's
+    /// abort could end the next turn.
+    fn end_doubtful(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        let entry = &self.entries[key];
+        let (session, slot) = (entry.id.clone(), entry.slot);
+        if !cx.commons.has_others(session.as_str(), self.id) {
+            self.lose_survivor(cx, key, out);
+            self.abort_all(cx, key, out);
+            self.settle_entry(key);
+            self.close_if_quiet();
+        } else if let (Some(_), Some(slot)) = (self.locks.hold_of(&session), slot) {
+            self.abort_for_all(cx, key, slot, out);
         }
     }
 

@@ -246,6 +246,9 @@ impl Mux {
             Tells::Message | Tells::Started => {
                 self.entries[key].rest = Rest::Nothing;
                 self.confirm_turn(cx, key);
+                if let Some(turn) = &mut self.entries[key].turn {
+                    turn.doubtful = false;
+                }
                 self.count_event(cx.now, key, body.len());
                 if tells == Tells::Message {
                     self.learn_history(key);
