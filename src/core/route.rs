@@ -435,6 +435,10 @@ pub fn classify(method: &str) -> Class {
 
 /// The class of a client's method, and how far it reaches.
 pub fn look_up(method: &str) -> (Class, Policy) {
+    // By which turns begin. A test sees that the table says the same.
+    if method == "session.send" {
+        return (Class::Send(SendKind::WaitFlag), Policy::Own);
+    }
     match METHODS.binary_search_by(|(name, ..)| (*name).cmp(method)) {
         Ok(at) => (METHODS[at].1, METHODS[at].2),
         Err(_) => {

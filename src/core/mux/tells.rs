@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr, memchr2, memrchr};
+use memchr::{memchr, memchr_iter, memchr2, memrchr};
 
 use crate::core::scan;
 
@@ -76,9 +76,12 @@ pub(super) fn acknowledged_id(result: &[u8]) -> Option<String> {
     Some(id.get(result).into_owned())
 }
 
-/// Whether a `session.idle` ends a turn that was aborted.
+/// Whether a `session.idle` ends a turn that was aborted. Few do, and every turn has one: what does not
+/// name it is not read.
 pub(super) fn is_aborted(body: &[u8]) -> bool {
-    scan::is_true_at(body, &["params", "event", "data", "aborted"])
+    let named = memchr_iter(b'b', body).any(|at| body[at..].starts_with(b"borted"));
+    let may_be_escaped = || memchr(b'\\', body).is_some();
+    (named || may_be_escaped()) && scan::is_true_at(body, &["params", "event", "data", "aborted"])
 }
 
 /// `requestId` of an event by which a turn asks the client; and the name of the tool that is to be
@@ -126,6 +129,25 @@ mod tests {
     fn frame(event: &str) -> Vec<u8> {
         let params = format!(r#"{{"sessionId":"s","event":{event}}}"#);
         format!(r#"{{"jsonrpc":"2.0","method":"session.event","params":{params}}}"#).into_bytes()
+    }
+
+    #[test]
+    fn the_end_of_an_aborted_turn_is_known_however_it_is_written() {
+        for (data, aborted) in [
+            (r#"{"mode":"plan"}"#, false),
+            (r#"{"aborted":true,"mode":"plan"}"#, true),
+            (r#"{"mode":"plan", "aborted" : true}"#, true),
+            (r#"{"\u0061borted":true}"#, true),
+            (r#"{"a\u0062orted":true}"#, true),
+            (r#"{"aborted":false}"#, false),
+            (r#"{"mode":"aborted"}"#, false),
+            (r#"{"mode":{"aborted":true}}"#, false),
+        ] {
+            let body = frame(&format!(
+                r#"{{"type":"session.idle","data":{data},"id":"b"}}"#
+            ));
+            assert_eq!(is_aborted(&body), aborted, "{data}");
+        }
     }
 
     #[test]

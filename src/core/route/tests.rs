@@ -195,3 +195,10 @@ fn only_what_reaches_further_than_its_caller_is_denied_to_tenants() {
         );
     }
 }
+
+#[test]
+fn what_is_looked_up_is_what_the_table_says() {
+    for (method, class, policy) in METHODS {
+        assert_eq!(look_up(method), (*class, *policy), "{method}");
+    }
+}
