@@ -507,6 +507,9 @@ impl Mux {
             self.succeeded(cx, slot, &call, head, body, out);
         } else {
             self.note_unanswered(&call);
+            if !not_found {
+                self.keep_refused(cx.now, slot, &call);
+            }
             if not_found && !call.attaches() && retried.is_none() {
                 self.lost_sight(cx, slot, &call, out);
             }

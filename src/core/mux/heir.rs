@@ -175,7 +175,7 @@ impl Mux {
 }
 
 /// The `requestId` that these params of an answer name.
-fn asked_in(params: &str) -> Option<String> {
+pub(super) fn asked_in(params: &str) -> Option<String> {
     let params: serde_json::Value = serde_json::from_str(params).ok()?;
     Some(params.get("requestId")?.as_str()?.to_owned())
 }

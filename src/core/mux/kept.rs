@@ -2,9 +2,7 @@
 //! since, copies of calls that may have to be made once more; and what is written to disk before it
 //! is acknowledged.
 
-use std::time::Duration;
-
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     Context, Mux,
@@ -180,20 +178,9 @@ impl Mux {
                 let Some(answered) = answered else { return };
                 // A server that is about to end wants it no more, the next one may: whatever it
                 // said, the client will not answer again.
-                let is_late = entry.is_behind(&answered);
+                self.keep_answer(cx.now, key, call);
+                let entry = &mut self.entries[key];
                 let was_open = entry.settle(answered);
-                let params = call.copy.as_ref().and_then(|body| params_of(body));
-                if let (Some(params), Some(_), false) = (params, &entry.turn, is_late) {
-                    if entry.answers.len() >= REPEATS {
-                        entry.answers.remove(0);
-                    }
-                    entry.answers.push(Repeat {
-                        method: call.method.as_str().into(),
-                        params: params.into(),
-                        handle: None,
-                        at: cx.now,
-                    });
-                }
                 // If it was known as answered, another client was faster: the turn goes on.
                 let in_vain = !answer.succeeded && was_open && entry.asked.is_empty();
                 let survivor = entry.turn.as_mut().filter(|_| in_vain);
@@ -205,6 +192,38 @@ impl Mux {
                 }
             }
         }
+    }
+
+    /// An answer that its backend has refused with an error. So do those that are about to end, and
+    /// SDKs do not say it again.
+    pub(super) fn keep_refused(&mut self, now: Instant, slot: SlotId, call: &Call) {
+        if let Some(key) = self.key_at(call, slot)
+            && call.effect == Effect::Answer
+        {
+            self.keep_answer(now, key, call);
+        }
+    }
+
+    /// What this call answers may have to be answered again, where the turn goes on.
+    fn keep_answer(&mut self, now: Instant, key: usize, call: &Call) {
+        let entry = &mut self.entries[key];
+        let Some(body) = call.copy.as_ref().filter(|_| entry.turn.is_some()) else {
+            return;
+        };
+        let is_late = request_of(body).is_none_or(|request| entry.is_behind(&request));
+        let Some(params) = params_of(body).filter(|_| !is_late) else {
+            return;
+        };
+        entry.answers.retain(|given| *given.params != *params);
+        if entry.answers.len() >= REPEATS {
+            entry.answers.remove(0);
+        }
+        entry.answers.push(Repeat {
+            method: call.method.as_str().into(),
+            params: params.into(),
+            handle: None,
+            at: now,
+        });
     }
 
     /// The interest that a client gives back is known to the backend by another name, if the

@@ -6,6 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Context, Locate, Located, Mux, Output,
+    heir::asked_in,
     kept::handle_of,
     outbox::Outbox,
     own::{Errand, Own, OwnAnswer},
@@ -320,16 +321,26 @@ impl Mux {
         };
         match step {
             Step::Resume if answer.succeeded => self.ask_survivor(cx, key, out),
+            // There will hardly be another word of what it takes no answers for.
+            Step::Answer if !answer.succeeded && reopening.failures < ATTEMPTS / 2 => {
+                self.pause(cx, key, out);
+            }
             Step::Answer => {
+                let at = reopening.progress.answered;
                 reopening.progress.answered += 1;
-                let refused = memchr::memmem::find(answer.result, br#""success":false"#).is_some();
-                reopening.progress.wanted |= answer.succeeded && !refused;
-                if refused && lately {
-                    reopening.torn = true;
-                    // Half on disk, it stays so, should this process end as well.
-                    let at = reopening.progress.answered - 1;
-                    if let Some(given) = self.entries[key].answers.get_mut(at) {
+                let taken = answer.succeeded
+                    && memchr::memmem::find(answer.result, br#""success":false"#).is_none();
+                reopening.progress.wanted |= taken;
+                reopening.torn |= !taken && lately;
+                let entry = &mut self.entries[key];
+                if let Some(given) = entry.answers.get_mut(at) {
+                    // As new as can be here. Or half on disk, where it stays so should this process
+                    // end as well.
+                    if taken || lately {
                         given.at = cx.now;
+                    }
+                    if let Some(request) = asked_in(&given.params) {
+                        entry.settle(request);
                     }
                 }
                 self.ask_survivor(cx, key, out);
@@ -515,6 +526,12 @@ impl Mux {
         out: &mut Outbox,
     ) {
         self.abandon_errands(key);
+        // While it is known that the session was to come back: else its client would hear nothing.
+        if let Some(from) = self.entries[key].reopening.as_ref().map(|r| r.from.clone()) {
+            let cause = LostBy::Backend(from);
+            self.lose_turn(cx, key, &cause, ClosedBy::Proxy, out);
+            self.entries[key].turn = None;
+        }
         let mut was = None;
         self.change_entry(cx.now, key, |entry| {
             was = entry.reopening.take();
@@ -524,9 +541,6 @@ impl Mux {
         });
         self.note_waiting(key);
         if let Some(was) = was {
-            let cause = LostBy::Backend(was.from.clone());
-            self.lose_turn(cx, key, &cause, ClosedBy::Proxy, out);
-            self.entries[key].turn = None;
             self.report(cx, key, &was, ReopenResult::Failed);
         }
         let entry = &mut self.entries[key];

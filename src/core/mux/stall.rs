@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::{Context, Mux, Output, outbox::Outbox};
+use super::{Context, Mux, Output, outbox::Outbox, upstream::SlotId};
 use crate::core::{
     event::{ClosedBy, Event},
     reply::LostBy,
@@ -74,13 +74,6 @@ impl Mux {
             };
             let silent = turn.events == turn.events_seen && !waits;
             turn.events_seen = turn.events;
-            if doubtful {
-                self.watches.push((cx.now + stall, key));
-                if silent {
-                    self.end_doubtful(cx, key, out);
-                }
-                continue;
-            }
             let before = std::mem::replace(&mut turn.stalled, silent);
             self.watches.push((cx.now + stall, key));
             let backend = slot.and_then(|slot| self.upstreams.get(slot));
@@ -97,7 +90,11 @@ impl Mux {
                 continue;
             }
             let session = self.entries[key].id.clone();
-            let ended = cx.settings.ends_stalled;
+            let ended = if doubtful {
+                self.may_end_doubtful(cx, key)
+            } else {
+                cx.settings.ends_stalled
+            };
             self.outputs.push_back(Output::Event(Event::TurnStalled {
                 connection: self.id,
                 session,
@@ -105,25 +102,34 @@ impl Mux {
                 silent_for: stall,
                 ended,
             }));
-            if ended {
-                self.end_stalled(cx, key, out);
+            match slot {
+                Some(slot) if ended && doubtful => self.end_doubtful(cx, key, slot, out),
+                _ if ended => self.end_stalled(cx, key, out),
+                _ => {}
             }
         }
     }
 
-    /// It does not go on. Of those who have the session open only one may say so: another one's
-    /// abort could end the next turn.
-    fn end_doubtful(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
-        let entry = &self.entries[key];
-        let (session, slot) = (entry.id.clone(), entry.slot);
-        if !cx.commons.has_others(session.as_str(), self.id) {
-            self.lose_survivor(cx, key, out);
-            self.abort_all(cx, key, out);
-            self.settle_entry(key);
-            self.close_if_quiet();
-        } else if let (Some(_), Some(slot)) = (self.locks.hold_of(&session), slot) {
-            self.abort_for_all(cx, key, slot, out);
+    /// Of those who have the session open only one may say so: another one's abort could end the next
+    /// turn.
+    fn may_end_doubtful(&mut self, cx: &Context<'_>, key: usize) -> bool {
+        let session = &self.entries[key].id;
+        let alone = !cx.commons.has_others(session.as_str(), self.id);
+        alone || self.locks.hold_of(session).is_some()
+    }
+
+    /// It does not go on.
+    fn end_doubtful(&mut self, cx: &Context<'_>, key: usize, slot: SlotId, out: &mut Outbox) {
+        if cx
+            .commons
+            .has_others(self.entries[key].id.as_str(), self.id)
+        {
+            return self.abort_for_all(cx, key, slot, out);
         }
+        self.lose_survivor(cx, key, out);
+        self.abort_all(cx, key, out);
+        self.settle_entry(key);
+        self.close_if_quiet();
     }
 
     /// The client is told that its turn is over, and the backend that it is to end it.

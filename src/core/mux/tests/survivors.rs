@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     reopening::{self, grant, own_call, read},
-    rig::{Rig, Shell, event, request, result},
+    rig::{Rig, Shell, event, failure, request, result},
 };
 use crate::core::{event::TurnOutcome, mux::Output, turnlock::Parting};
 
@@ -333,6 +333,77 @@ fn a_turn_that_is_told_as_lost_is_aborted_wherever_it_may_go_on() {
     grant(&mut rig, "c", "session.abort", json!({"success": true}));
     rig.client(&read(3, "s1"));
     assert_eq!(rig.heard_ids("c"), [json!(3)]);
+}
+
+/// By experiment, a server that ends has many words for that, and SDKs do not answer again.
+#[test]
+fn an_answer_that_a_dying_server_has_an_error_for_is_given_to_the_next() {
+    let mut rig = waiting_turn();
+    rig.client(&answer(2, "r1"));
+    let why = "session event host disconnected before acknowledging the event";
+    rig.backend("a", &failure(2, why));
+    assert_eq!(rig.error().0, json!(2));
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let method = "session.tools.handlePendingToolCall";
+    // Nor has one that is new to it to take it at once.
+    let call = own_call(&mut rig, "b");
+    assert_eq!(call["method"], method);
+    rig.backend("b", &failure(call["id"].clone(), why));
+    rig.pass(Duration::from_secs(1));
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let given = grant(&mut rig, "b", method, json!({"success": true}));
+    assert_eq!(given["requestId"], "r1");
+    let processing = json!({"processing": true});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    rig.silent();
+    assert_eq!(rig.mux.open_turns(), 1);
+}
+
+/// It is as new there as can be, however old it was where it was given first.
+#[test]
+fn an_answer_that_was_given_again_may_be_half_on_disk_there_too() {
+    let mut rig = waiting_turn();
+    let data = json!({"requestId": "r2"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    rig.client(&answer(2, "r1"));
+    rig.backend("a", &result(2, json!({"success": true})));
+    rig.said();
+    rig.pass(Duration::from_secs(6));
+    let processing = json!({"processing": true});
+    let method = "session.tools.handlePendingToolCall";
+    for (from, to, taken) in [("a", "b", true), ("b", "c", false)] {
+        rig.homes.insert("s1".into(), to.into());
+        rig.lose(from);
+        grant(&mut rig, to, "session.resume", json!({}));
+        grant(&mut rig, to, method, json!({ "success": taken }));
+        grant(
+            &mut rig,
+            to,
+            "session.metadata.isProcessing",
+            processing.clone(),
+        );
+    }
+    assert_eq!(own_call(&mut rig, "c")["method"], "session.abort");
+}
+
+#[test]
+fn a_turn_whose_session_cannot_be_opened_again_is_told_as_lost() {
+    let mut rig = waiting_turn();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    for _ in 0..8 {
+        rig.silent();
+        let call = own_call(&mut rig, "b");
+        rig.backend(
+            "b",
+            &failure(call["id"].clone(), "External tool name clash"),
+        );
+        rig.pass(Duration::from_secs(8));
+    }
+    assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
+    assert_eq!(rig.mux.open_turns(), 0);
 }
 
 /// It was answered by another client, and the turn has taken up the next message: the answer would
