@@ -164,7 +164,7 @@ impl Mux {
     pub(super) fn abort_rest(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
         let entry = &mut self.entries[key];
         entry.turn = None;
-        entry.forget_asked();
+        entry.void_asked();
         entry.rest = Rest::Runs;
         let Some(slot) = entry.here_at().filter(|_| entry.reopening.is_none()) else {
             return;

@@ -182,7 +182,7 @@ impl Mux {
         self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
         let entry = &mut self.entries[key];
         entry.turn = None;
-        entry.forget_asked();
+        entry.void_asked();
         self.start_reopening(cx, key, backend, in_turn, Cause::Closed);
     }
 
@@ -432,7 +432,7 @@ impl Mux {
         if let Some(turn) = &mut entry.turn
             && let Some(backend) = turn.survived.take()
         {
-            entry.forget_asked();
+            entry.void_asked();
             let cause = LostBy::Backend(backend);
             self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
             self.entries[key].turn = None;
@@ -615,7 +615,7 @@ impl Mux {
             return false;
         }
         let entry = &mut self.entries[key];
-        entry.forget_asked();
+        entry.void_asked();
         let in_turn = entry.turn.is_some();
         let cause = LostBy::Backend(backend.clone());
         self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);

@@ -209,6 +209,8 @@ pub(super) struct Entry {
     pub(super) asked: Vec<Asked>,
     /// Those that were answered in this turn, the last of them.
     settled: VecDeque<Settled>,
+    /// Those of turns that were aborted or told as over since the last one that was not.
+    void: Vec<String>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
     /// What may be left of a turn that the client was told to be over.
@@ -279,6 +281,7 @@ impl Entry {
             reopening: None,
             asked: Vec::new(),
             settled: VecDeque::new(),
+            void: Vec::new(),
             answers: Vec::new(),
             rest: Rest::Nothing,
             shown_at: None,
@@ -372,6 +375,26 @@ impl Entry {
 
     /// The turn waits for nothing any more.
     pub(super) fn forget_asked(&mut self) {
+        self.void = Vec::new();
+        self.stop_waiting();
+    }
+
+    /// The same of one that was aborted, or told as over. An answer that comes right behind an abort is
+    /// taken, and takes the turn up again (docs/protocol.md): none is passed on any more.
+    pub(super) fn void_asked(&mut self) {
+        let asked = self.asked.drain(..).map(|asked| asked.id);
+        self.void.extend(asked);
+        let more = self.void.len().saturating_sub(MAX_UNSEEN);
+        self.void.drain(..more);
+        self.stop_waiting();
+    }
+
+    /// Whether an answer to this would be to a turn that is over.
+    pub(super) fn is_void(&self, request: &str) -> bool {
+        self.void.iter().any(|id| id == request)
+    }
+
+    fn stop_waiting(&mut self) {
         self.asked.clear();
         self.settled.clear();
         self.answers.clear();

@@ -282,7 +282,11 @@ impl Mux {
                         ClosedBy::Backend
                     };
                     self.record_turn(cx, key, None, outcome, by, event_mark(body));
-                    self.entries[key].forget_asked();
+                    if aborted {
+                        self.entries[key].void_asked();
+                    } else {
+                        self.entries[key].forget_asked();
+                    }
                     self.settle_entry(key);
                 }
                 self.ask_again(cx, key, out);
@@ -290,6 +294,7 @@ impl Mux {
             }
             Tells::Abort => {
                 self.count_event(cx.now, key, body.len());
+                self.entries[key].void_asked();
                 self.halted(cx, key, out);
             }
             Tells::Question => {

@@ -6,6 +6,8 @@
 //!
 //! Nothing is remembered beyond the call itself, so that it holds however sessions move.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::{
@@ -115,6 +117,10 @@ impl Mux {
         frame: Frame<'_>,
         out: &mut Outbox,
     ) {
+        if self.is_in_vain(key, &id, head, frame.body()) {
+            self.answer_unknown(cx, &id, out);
+            return;
+        }
         let Some((request, event)) = self.unheard(cx, key, &id, head, frame.body()) else {
             self.note_answer(key, &id, head, frame.body());
             self.forward(cx, slot, Some(id), frame, out);
@@ -154,6 +160,17 @@ impl Mux {
             &params,
             out,
         );
+    }
+
+    /// Whether a call answers what a turn has asked that was told as over: the abort of what is left of
+    /// that turn may be so near that it would be taken up again.
+    fn is_in_vain(&self, key: usize, id: &RequestId, head: &Head, body: &[u8]) -> bool {
+        let answers = |call: &Call| call.effect == Effect::Answer;
+        self.calls.get(id).is_some_and(answers)
+            && head.places.request_id.is_some_and(|request| {
+                let entry = self.entries.get(key);
+                entry.is_some_and(|entry| entry.is_void(&request.get(body)))
+            })
     }
 
     /// If a call answers what its session has asked, that is not waited for from here on.
@@ -259,28 +276,40 @@ impl Mux {
 
     /// The answer is to nothing that its session has asked.
     fn refuse_answer(&mut self, cx: &Context<'_>, id: &RequestId, out: &mut Outbox) {
-        let Some(mut call) = self.take_call(cx, id) else {
+        let Some((method, session)) = self.answer_unknown(cx, id, out) else {
             return;
         };
+        self.outputs.push_back(Output::Event(Event::Denied {
+            connection: self.id,
+            principal: self.principal.as_ref().map(|p| p.name.clone()),
+            method,
+            session,
+            reason: Denial::RequestOfOther,
+        }));
+    }
+
+    /// A call gets the answer that the CLI has for answers to requests that it does not know. What it
+    /// was, and of which session.
+    fn answer_unknown(
+        &mut self,
+        cx: &Context<'_>,
+        id: &RequestId,
+        out: &mut Outbox,
+    ) -> Option<(Arc<str>, SessionId)> {
+        let mut call = self.take_call(cx, id)?;
         let mut token = Vec::with_capacity(40);
         id.write(&mut token);
         let size = out.write(Dest::Client, |b| reply::result(b, &token, UNKNOWN_REQUEST));
         let response = FrameKind::Response;
         self.tally.add(Direction::BackendToClient, response, size);
         self.call_ended(cx, &call, CallOutcome::ProxyError);
-        if let Some(session) = call.session.clone() {
-            self.outputs.push_back(Output::Event(Event::Denied {
-                connection: self.id,
-                principal: self.principal.as_ref().map(|p| p.name.clone()),
-                method: call.method.as_str().into(),
-                session,
-                reason: Denial::RequestOfOther,
-            }));
-        }
+        let said = call.session.clone();
+        let said = said.map(|session| (call.method.as_str().into(), session));
         if let Some(key) = self.key_of(&call) {
             self.settle_entry(key);
         }
         self.recycle(&mut call);
+        said
     }
 
     /// The session is not open where it was asked, so the call itself would have been answered so.

@@ -11,7 +11,7 @@ use super::{
 use crate::core::{event::TurnOutcome, mux::Output, turnlock::Parting};
 
 /// A turn at `a` that waits for a tool of the client, which has the `requestId` `r1`.
-fn waiting_turn() -> Rig {
+pub(super) fn waiting_turn() -> Rig {
     let mut rig = reopening::rig();
     rig.open("s1", "a");
     let data = json!({"messageId": "m1"});
@@ -33,7 +33,7 @@ fn outlive(rig: &mut Rig, from: &str, to: &str) {
     grant(rig, to, "session.metadata.isProcessing", processing);
 }
 
-fn kinds(said: &[Value]) -> Vec<&Value> {
+pub(super) fn kinds(said: &[Value]) -> Vec<&Value> {
     said.iter().map(|f| &f["params"]["event"]["type"]).collect()
 }
 
@@ -156,7 +156,7 @@ fn what_was_queued_behind_a_turn_is_told_as_lost_with_it_too() {
     assert!(text.contains("m2") && text.contains("m3"), "{text}");
 }
 
-fn answer(id: i64, request_id: &str) -> String {
+pub(super) fn answer(id: i64, request_id: &str) -> String {
     let params = json!({"sessionId": "s1", "requestId": request_id, "result": "x"});
     request(id, "session.tools.handlePendingToolCall", params)
 }
@@ -463,70 +463,6 @@ fn a_turn_one_of_whose_tools_is_half_on_disk_does_not_go_on() {
         assert_eq!(rig.mux.open_turns(), 0);
         rig.client(&read(3, "alone-1"));
         assert_eq!(rig.heard_ids("b"), [json!(3)]);
-    }
-}
-
-/// A turn of `session` in which `r1` was answered so long before its process died that it counts as on
-/// disk, and `r2` is open, goes on at `b`. `r1` may wait there for ever.
-fn half_forgotten(session: &str) -> Rig {
-    let mut rig = reopening::rig();
-    rig.open(session, "a");
-    rig.send(1, session);
-    rig.backend("a", &result(1, json!({"messageId": "m1"})));
-    let method = "session.tools.handlePendingToolCall";
-    for asks in ["r1", "r2"] {
-        let data = json!({"requestId": asks});
-        rig.backend("a", &event(session, "external_tool.requested", data));
-    }
-    let params = json!({"sessionId": session, "requestId": "r1", "result": "x"});
-    rig.client(&request(2, method, params));
-    rig.backend("a", &result(2, json!({"success": true})));
-    let completed = json!({"requestId": "r1"});
-    rig.backend("a", &event(session, "external_tool.completed", completed));
-    rig.pass(Duration::from_secs(10));
-    rig.homes.insert(session.into(), "b".into());
-    rig.lose("a");
-    grant(&mut rig, "b", "session.resume", json!({}));
-    grant(&mut rig, "b", method, json!({"success": false}));
-    let processing = json!({"processing": true});
-    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
-    rig.said();
-    rig
-}
-
-#[test]
-fn a_turn_that_says_nothing_after_a_failover_has_not_outlived_it() {
-    for (session, goes_on) in [("alone-1", true), ("alone-1", false), ("s1", false)] {
-        let mut rig = half_forgotten(session);
-        // A person may take any time.
-        rig.pass(Duration::from_secs(600));
-        rig.silent();
-        let params = json!({"sessionId": session, "requestId": "r2", "result": "x"});
-        rig.client(&request(3, "session.tools.handlePendingToolCall", params));
-        rig.backend("b", &result(3, json!({"success": true})));
-        let completed = json!({"requestId": "r2"});
-        rig.backend("b", &event(session, "external_tool.completed", completed));
-        rig.pass(Duration::from_secs(14));
-        if goes_on {
-            let data = json!({"turnId": "1"});
-            rig.backend("b", &event(session, "assistant.turn_start", data));
-        }
-        rig.said();
-        rig.heard("b");
-        rig.pass(Duration::from_secs(20));
-        if goes_on {
-            // Models may think for as long as they like.
-            rig.pass(Duration::from_secs(600));
-            rig.silent();
-            assert_eq!(rig.mux.open_turns(), 1);
-            continue;
-        }
-        let alone = session == "alone-1";
-        let told: &[&str] = &["session.error", "session.idle"];
-        let told = if alone { told } else { &[] };
-        assert_eq!(kinds(&rig.said()), told, "others hear the server's own end");
-        assert_eq!(rig.mux.open_turns(), usize::from(!alone));
-        assert_eq!(own_call(&mut rig, "b")["method"], "session.abort");
     }
 }
 

@@ -1,0 +1,136 @@
+//! Turns that are over, or go on in name only, although the backend or a client speaks as if they ran.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{
+    reopening::{self, grant, own_call},
+    rig::{Rig, event, request, result},
+    survivors::{answer, kinds, waiting_turn},
+};
+
+/// A turn of `session` in which `r1` was answered so long before its process died that it counts as on
+/// disk, and `r2` is open, goes on at `b`. `r1` may wait there for ever.
+fn half_forgotten(session: &str) -> Rig {
+    let mut rig = reopening::rig();
+    rig.open(session, "a");
+    rig.send(1, session);
+    rig.backend("a", &result(1, json!({"messageId": "m1"})));
+    let method = "session.tools.handlePendingToolCall";
+    for asks in ["r1", "r2"] {
+        let data = json!({"requestId": asks});
+        rig.backend("a", &event(session, "external_tool.requested", data));
+    }
+    let params = json!({"sessionId": session, "requestId": "r1", "result": "x"});
+    rig.client(&request(2, method, params));
+    rig.backend("a", &result(2, json!({"success": true})));
+    let completed = json!({"requestId": "r1"});
+    rig.backend("a", &event(session, "external_tool.completed", completed));
+    rig.pass(Duration::from_secs(10));
+    rig.homes.insert(session.into(), "b".into());
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    grant(&mut rig, "b", method, json!({"success": false}));
+    let processing = json!({"processing": true});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    rig.said();
+    rig
+}
+
+#[test]
+fn a_turn_that_says_nothing_after_a_failover_has_not_outlived_it() {
+    for (session, goes_on) in [("alone-1", true), ("alone-1", false), ("s1", false)] {
+        let mut rig = half_forgotten(session);
+        // A person may take any time.
+        rig.pass(Duration::from_secs(600));
+        rig.silent();
+        let params = json!({"sessionId": session, "requestId": "r2", "result": "x"});
+        rig.client(&request(3, "session.tools.handlePendingToolCall", params));
+        rig.backend("b", &result(3, json!({"success": true})));
+        let completed = json!({"requestId": "r2"});
+        rig.backend("b", &event(session, "external_tool.completed", completed));
+        rig.pass(Duration::from_secs(14));
+        if goes_on {
+            let data = json!({"turnId": "1"});
+            rig.backend("b", &event(session, "assistant.turn_start", data));
+        }
+        rig.said();
+        rig.heard("b");
+        rig.pass(Duration::from_secs(20));
+        if goes_on {
+            // Models may think for as long as they like.
+            rig.pass(Duration::from_secs(600));
+            rig.silent();
+            assert_eq!(rig.mux.open_turns(), 1);
+            continue;
+        }
+        let alone = session == "alone-1";
+        let told: &[&str] = &["session.error", "session.idle"];
+        let told = if alone { told } else { &[] };
+        assert_eq!(kinds(&rig.said()), told, "others hear the server's own end");
+        assert_eq!(rig.mux.open_turns(), usize::from(!alone));
+        assert_eq!(own_call(&mut rig, "b")["method"], "session.abort");
+    }
+}
+
+/// By experiment: the CLI takes an answer that comes right behind an abort, and the turn goes on from
+/// there, without an end; a message that was acknowledged meanwhile is never begun.
+#[test]
+fn nothing_that_is_over_is_answered() {
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Over {
+        ToldWhenReopened,
+        ToldAtOnce,
+        Aborted,
+        AbortedToItsEnd,
+    }
+    for over in [
+        Over::ToldWhenReopened,
+        Over::ToldAtOnce,
+        Over::Aborted,
+        Over::AbortedToItsEnd,
+    ] {
+        let mut rig = waiting_turn();
+        let mut at = "b";
+        rig.homes.insert("s1".into(), "b".into());
+        match over {
+            Over::ToldWhenReopened => {
+                rig.lose("a");
+                // It comes while the session is opened.
+                rig.client(&answer(2, "r1"));
+                grant(&mut rig, "b", "session.resume", json!({}));
+                let processing = json!({"processing": false});
+                grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+            }
+            Over::ToldAtOnce => {
+                let large = "x".repeat(100_000);
+                let params = json!({"sessionId": "s1", "requestId": "r0", "result": large});
+                rig.client(&request(5, "session.tools.handlePendingToolCall", params));
+                rig.backend("a", &result(5, json!({"success": true})));
+                rig.lose("a");
+                grant(&mut rig, "b", "session.resume", json!({}));
+                grant(&mut rig, "b", "session.abort", json!({"success": true}));
+                rig.client(&answer(2, "r1"));
+            }
+            Over::Aborted | Over::AbortedToItsEnd => {
+                at = "a";
+                let reason = json!({"reason": "user_initiated"});
+                rig.backend("a", &event("s1", "abort", reason));
+                if over == Over::AbortedToItsEnd {
+                    let aborted = json!({"aborted": true});
+                    rig.backend("a", &event("s1", "session.idle", aborted));
+                }
+                rig.said();
+                rig.client(&answer(2, "r1"));
+            }
+        }
+        assert!(rig.heard(at).is_empty(), "{over:?}");
+        let said = rig.said();
+        let answer = said.last().expect("an answer");
+        assert_eq!(answer["id"], 2, "{over:?}");
+        assert_eq!(answer["result"], json!({"success": false}), "{over:?}");
+        rig.send(3, "s1");
+        assert_eq!(rig.heard_ids(at), [json!(3)], "{over:?}");
+    }
+}
