@@ -316,6 +316,12 @@ impl Mux {
             }
             Tells::Answer => {
                 self.count_event(cx.now, key, body.len());
+                // What is permitted may take any time, and say nothing.
+                if kind == b"permission.completed"
+                    && let Some(turn) = &mut self.entries[key].turn
+                {
+                    turn.doubtful = false;
+                }
                 if let Some(id) = request_id(body) {
                     self.entries[key].settle(id);
                 }
