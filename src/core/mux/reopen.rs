@@ -367,8 +367,12 @@ impl Mux {
                 if survives && !over && !unasked && torn && shared() {
                     self.abort_for_all(cx, key, own.slot, out);
                 } else if survives && (over || unasked || torn) {
+                    let entry = &mut self.entries[key];
                     if !over {
-                        self.entries[key].rest = Rest::Runs;
+                        entry.rest = Rest::Runs;
+                    } else if let Some(hold) = self.locks.hold_of(&entry.id) {
+                        // Whatever of it was inherited.
+                        hold.unasked.clear();
                     }
                     self.lose_survivor(cx, key, out);
                 } else if !over && self.is_only_heir(cx, key) {

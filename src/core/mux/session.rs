@@ -382,8 +382,10 @@ impl Entry {
     /// The same of one that was aborted, or told as over. An answer that comes right behind an abort is
     /// taken, and takes the turn up again (docs/protocol.md): none is passed on any more.
     pub(super) fn void_asked(&mut self) {
+        // What is answered may have been so in a process that is gone, and be given again.
+        let settled = self.settled.drain(..).map(|settled| settled.id);
         let asked = self.asked.drain(..).map(|asked| asked.id);
-        self.void.extend(asked);
+        self.void.extend(settled.chain(asked));
         let more = self.void.len().saturating_sub(MAX_UNSEEN);
         self.void.drain(..more);
         self.stop_waiting();

@@ -89,12 +89,14 @@ fn nothing_that_is_over_is_answered() {
     #[derive(Clone, Copy, PartialEq, Debug)]
     enum Over {
         ToldWhenReopened,
+        ToldWhenHalfOnDisk,
         ToldAtOnce,
         Aborted,
         AbortedToItsEnd,
     }
     for over in [
         Over::ToldWhenReopened,
+        Over::ToldWhenHalfOnDisk,
         Over::ToldAtOnce,
         Over::Aborted,
         Over::AbortedToItsEnd,
@@ -107,6 +109,18 @@ fn nothing_that_is_over_is_answered() {
                 rig.lose("a");
                 // It comes while the session is opened.
                 rig.client(&answer(2, "r1"));
+                grant(&mut rig, "b", "session.resume", json!({}));
+                let processing = json!({"processing": false});
+                grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+            }
+            Over::ToldWhenHalfOnDisk => {
+                // On its way when its server was lost, and heard to have been taken.
+                rig.client(&answer(2, "r1"));
+                let data = json!({"requestId": "r2"});
+                rig.backend("a", &event("s1", "external_tool.requested", data));
+                let completed = json!({"requestId": "r1"});
+                rig.backend("a", &event("s1", "external_tool.completed", completed));
+                rig.lose("a");
                 grant(&mut rig, "b", "session.resume", json!({}));
                 let processing = json!({"processing": false});
                 grant(&mut rig, "b", "session.metadata.isProcessing", processing);

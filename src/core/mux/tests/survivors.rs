@@ -8,7 +8,7 @@ use super::{
     reopening::{self, grant, own_call, read},
     rig::{Rig, Shell, event, failure, request, result},
 };
-use crate::core::{event::TurnOutcome, mux::Output, turnlock::Parting};
+use crate::core::{event::TurnOutcome, id::SessionId, mux::Output, turnlock::Parting};
 
 /// A turn at `a` that waits for a tool of the client, which has the `requestId` `r1`.
 pub(super) fn waiting_turn() -> Rig {
@@ -84,26 +84,36 @@ fn a_turn_that_nobody_knows_of_is_not_revived() {
 /// Or somebody else would look for it, and the next process take it up again for that.
 #[test]
 fn a_turn_that_the_next_process_does_not_run_is_over_for_all() {
-    let mut rig = reopening::rig();
-    rig.open("s1", "a");
-    rig.send(1, "s1");
-    rig.turn(1);
-    let data = json!({"requestId": "r1"});
-    rig.backend("a", &event("s1", "external_tool.requested", data));
-    let method = "session.permissions.setApproveAll";
-    let params = json!({"sessionId": "s1", "value": true});
-    rig.client(&request(2, method, params));
-    rig.heard("a");
-    rig.backend("a", &result(2, json!({"success": true})));
-    rig.said();
-    rig.homes.insert("s1".into(), "b".into());
-    rig.lose("a");
-    grant(&mut rig, "b", "session.resume", json!({}));
-    let processing = json!({"processing": false});
-    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
-    assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
-    assert_eq!(own_call(&mut rig, "b")["method"], method);
-    assert_eq!(rig.partings(), [Parting::Over]);
+    for inherits in [false, true] {
+        let mut rig = reopening::rig();
+        rig.open("s1", "a");
+        rig.send(1, "s1");
+        rig.turn(1);
+        let data = json!({"requestId": "r1"});
+        rig.backend("a", &event("s1", "external_tool.requested", data));
+        let method = "session.permissions.setApproveAll";
+        let params = json!({"sessionId": "s1", "value": true});
+        rig.client(&request(2, method, params));
+        rig.heard("a");
+        rig.backend("a", &result(2, json!({"success": true})));
+        rig.said();
+        rig.homes.insert("s1".into(), "b".into());
+        rig.lose("a");
+        if inherits {
+            // Somebody else leaves it, who has answered lately.
+            let session = SessionId::from("s1");
+            rig.step(&[], |mux, cx, out| {
+                mux.handle_turn_inherited(cx, &session, &["r0".into()], out);
+                0
+            });
+        }
+        grant(&mut rig, "b", "session.resume", json!({}));
+        let processing = json!({"processing": false});
+        grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+        assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
+        assert_eq!(own_call(&mut rig, "b")["method"], method);
+        assert_eq!(rig.partings(), [Parting::Over]);
+    }
 }
 
 #[test]
