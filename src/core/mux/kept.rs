@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{
     Context, Mux,
     calls::Call,
+    heir::asked_in,
     outbox::{Dest, Outbox},
     own::{Errand, OwnAnswer},
     turn::frame,
@@ -178,7 +179,7 @@ impl Mux {
                 let Some(answered) = answered else { return };
                 // A server that is about to end wants it no more, the next one may: whatever it
                 // said, the client will not answer again.
-                self.keep_answer(cx.now, key, call);
+                self.keep_answer(cx.now, key, call, answer.succeeded);
                 let entry = &mut self.entries[key];
                 let was_open = entry.settle(answered);
                 // If it was known as answered, another client was faster: the turn goes on.
@@ -200,21 +201,26 @@ impl Mux {
         if let Some(key) = self.key_at(call, slot)
             && call.effect == Effect::Answer
         {
-            self.keep_answer(now, key, call);
+            self.keep_answer(now, key, call, false);
         }
     }
 
     /// What this call answers may have to be answered again, where the turn goes on.
-    fn keep_answer(&mut self, now: Instant, key: usize, call: &Call) {
+    /// The one that was taken counts, of several.
+    fn keep_answer(&mut self, now: Instant, key: usize, call: &Call, taken: bool) {
         let entry = &mut self.entries[key];
         let Some(body) = call.copy.as_ref().filter(|_| entry.turn.is_some()) else {
             return;
         };
-        let is_late = request_of(body).is_none_or(|request| entry.is_behind(&request));
-        let Some(params) = params_of(body).filter(|_| !is_late) else {
+        let request = request_of(body).filter(|request| !entry.is_behind(request));
+        let (Some(request), Some(params)) = (request, params_of(body)) else {
             return;
         };
-        entry.answers.retain(|given| *given.params != *params);
+        let is_same = |given: &Repeat| asked_in(&given.params).is_some_and(|id| id == request);
+        if !taken && entry.answers.iter().any(is_same) {
+            return;
+        }
+        entry.answers.retain(|given| !is_same(given));
         if entry.answers.len() >= REPEATS {
             entry.answers.remove(0);
         }

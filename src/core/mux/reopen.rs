@@ -182,7 +182,7 @@ impl Mux {
         self.lose_turn(cx, key, &LostBy::Closed, ClosedBy::Backend, out);
         let entry = &mut self.entries[key];
         entry.turn = None;
-        entry.void_asked();
+        entry.forget_or_void(in_turn);
         self.start_reopening(cx, key, backend, in_turn, Cause::Closed);
     }
 
@@ -206,7 +206,11 @@ impl Mux {
             return false;
         }
         match kind {
-            b"abort" | b"assistant.idle" => true,
+            b"abort" | b"assistant.idle" => {
+                // What it asked before the abort was there.
+                entry.void_asked();
+                true
+            }
             b"session.idle" => {
                 // The next turn was acknowledged, and has not begun: it may be its end if it was
                 // not aborted.
@@ -321,10 +325,6 @@ impl Mux {
         };
         match step {
             Step::Resume if answer.succeeded => self.ask_survivor(cx, key, out),
-            // There will hardly be another word of what it takes no answers for.
-            Step::Answer if !answer.succeeded && reopening.failures < ATTEMPTS / 2 => {
-                self.pause(cx, key, out);
-            }
             Step::Answer => {
                 let at = reopening.progress.answered;
                 reopening.progress.answered += 1;
@@ -619,8 +619,8 @@ impl Mux {
             return false;
         }
         let entry = &mut self.entries[key];
-        entry.void_asked();
         let in_turn = entry.turn.is_some();
+        entry.forget_or_void(in_turn);
         let cause = LostBy::Backend(backend.clone());
         self.lose_turn(cx, key, &cause, ClosedBy::Backend, out);
         self.entries[key].turn = None;

@@ -391,6 +391,16 @@ impl Entry {
         self.stop_waiting();
     }
 
+    /// The connection is lost over which the session was heard. A turn of this connection is over with
+    /// that; one of somebody else's may go on.
+    pub(super) fn forget_or_void(&mut self, in_turn: bool) {
+        if in_turn {
+            self.void_asked();
+        } else {
+            self.stop_waiting();
+        }
+    }
+
     /// Whether an answer to this would be to a turn that is over.
     pub(super) fn is_void(&self, request: &str) -> bool {
         self.void.iter().any(|id| id == request)

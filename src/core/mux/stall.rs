@@ -64,11 +64,14 @@ impl Mux {
                 .entries
                 .get(key)
                 .is_some_and(|e| self.is_in_frame(e.slot));
+            // Nor is one whose server is silent as a whole: that is told otherwise.
+            let stands = self.entries.contains(key) && self.is_silent_here(key);
             let Some(entry) = self.entries.get_mut(key) else {
                 continue;
             };
             let slot = entry.slot;
-            let waits = asked || speaks || !entry.asked.is_empty() || entry.reopening.is_some();
+            let waits =
+                asked || speaks || stands || !entry.asked.is_empty() || entry.reopening.is_some();
             let Some(turn) = entry.turn.as_mut() else {
                 continue;
             };

@@ -156,3 +156,20 @@ fn nothing_that_is_over_is_answered() {
         assert_eq!(rig.heard_ids(at), [json!(3)], "{over:?}");
     }
 }
+
+/// Its client was told of no end, and may be the only one that was asked.
+#[test]
+fn what_a_turn_of_somebody_else_has_asked_is_answered_after_a_loss() {
+    let mut rig = reopening::rig();
+    rig.open("s1", "a");
+    rig.other_asks("s1");
+    let data = json!({"requestId": "r1"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    rig.client(&answer(2, "r1"));
+    let heard = rig.heard_ids("b");
+    assert!(heard.contains(&json!(2)), "{heard:?}");
+}
