@@ -195,8 +195,8 @@ impl Mux {
         }
     }
 
-    /// An answer that its backend has refused with an error. So do those that are about to end, and
-    /// SDKs do not say it again.
+    /// An answer that its backend has refused with an error. One that is about to end does so, at least
+    /// of sends, and SDKs do not say it again.
     pub(super) fn keep_refused(&mut self, now: Instant, slot: SlotId, call: &Call) {
         if let Some(key) = self.key_at(call, slot)
             && call.effect == Effect::Answer
@@ -205,8 +205,8 @@ impl Mux {
         }
     }
 
-    /// What this call answers may have to be answered again, where the turn goes on.
-    /// The one that was taken counts, of several.
+    /// What this call answers may have to be answered again, where the turn goes on. Of several answers
+    /// the one that was taken counts.
     fn keep_answer(&mut self, now: Instant, key: usize, call: &Call, taken: bool) {
         let entry = &mut self.entries[key];
         let Some(body) = call.copy.as_ref().filter(|_| entry.turn.is_some()) else {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     reopening::{self, grant, own_call},
-    rig::{Rig, event, request, result},
+    rig::{Rig, event, failure, request, result},
     survivors::{answer, kinds, waiting_turn},
 };
 
@@ -172,4 +172,46 @@ fn what_a_turn_of_somebody_else_has_asked_is_answered_after_a_loss() {
     rig.client(&answer(2, "r1"));
     let heard = rig.heard_ids("b");
     assert!(heard.contains(&json!(2)), "{heard:?}");
+}
+
+/// Else a person's "no" could become the "yes" that was refused before it.
+#[test]
+fn of_two_answers_the_one_that_was_taken_is_given_again() {
+    let mut rig = waiting_turn();
+    let method = "session.tools.handlePendingToolCall";
+    for (id, text) in [(2, "first"), (3, "second")] {
+        let params = json!({"sessionId": "s1", "requestId": "r1", "result": text});
+        rig.client(&request(id, method, params));
+    }
+    rig.backend("a", &failure(2, "not now"));
+    rig.backend("a", &result(3, json!({"success": true})));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let given = grant(&mut rig, "b", method, json!({"success": true}));
+    assert_eq!(given["result"], "second");
+    assert_eq!(
+        own_call(&mut rig, "b")["method"],
+        "session.metadata.isProcessing",
+        "once"
+    );
+}
+
+#[test]
+fn a_turn_whose_server_is_silent_is_not_doubted() {
+    let mut rig = half_forgotten("alone-1");
+    let params = json!({"sessionId": "alone-1", "requestId": "r2", "result": "x"});
+    rig.client(&request(3, "session.tools.handlePendingToolCall", params));
+    rig.backend("b", &result(3, json!({"success": true})));
+    let completed = json!({"requestId": "r2"});
+    rig.backend("b", &event("alone-1", "external_tool.completed", completed));
+    rig.said();
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_backend_silent(cx, &"b".into(), out);
+        0
+    });
+    rig.pass(Duration::from_secs(20));
+    rig.silent();
+    assert_eq!(rig.mux.open_turns(), 1);
 }

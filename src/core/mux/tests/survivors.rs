@@ -345,7 +345,7 @@ fn a_turn_that_is_told_as_lost_is_aborted_wherever_it_may_go_on() {
     assert_eq!(rig.heard_ids("c"), [json!(3)]);
 }
 
-/// By experiment, a server that ends has many words for that, and SDKs do not answer again.
+/// A server that ends was heard to refuse sends like that; SDKs do not answer again.
 #[test]
 fn an_answer_that_a_dying_server_has_an_error_for_is_given_to_the_next() {
     let mut rig = waiting_turn();
