@@ -276,6 +276,7 @@ impl Mux {
                 if succeeded {
                     entry.attached = true;
                     entry.attachments += 1;
+                    entry.revive_asked();
                 }
             });
             if !self.entries[key].is_here() {

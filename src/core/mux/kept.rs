@@ -91,13 +91,20 @@ impl Mux {
         }
         let wanted = call.copy.is_none()
             && (opens || again && body.len() <= COPY && self.may_hold(body.len(), cx.settings));
-        let unkept = call.effect == Effect::Answer && call.copy.is_none() && !wanted;
         if wanted && let Some(call) = self.calls.get_mut(id) {
             let mut copy = self.spare.pop().unwrap_or_default();
             copy.extend_from_slice(body);
             call.copy = Some(copy);
             self.held_bytes += body.len();
-        } else if unkept && let Some(turn) = &mut self.entries[key].turn {
+        }
+    }
+
+    /// A call leaves for its backend. If it is an answer without a copy, its turn cannot outlive that.
+    pub(super) fn note_unkept(&mut self, key: usize, id: &RequestId) {
+        let unkept = |call: &Call| call.effect == Effect::Answer && call.copy.is_none();
+        if self.calls.get(id).is_some_and(unkept)
+            && let Some(turn) = &mut self.entries[key].turn
+        {
             turn.unkept = true;
         }
     }

@@ -489,6 +489,7 @@ impl Mux {
     /// Forgets an entry, whatever it was about.
     fn drop_entry(&mut self, cx: &Context<'_>, key: usize) {
         self.abandon_errands(key);
+        self.unwatch(key);
         self.change_entry(cx.now, key, |entry| {
             entry.attached = false;
             entry.attaching = 0;

@@ -13,6 +13,7 @@ use super::{
     place::Question,
     reopening::{Cause, Progress, Reopening, Stage, Step},
     session::{Entry, Held, Rest, Turn},
+    tells::is_aborted,
 };
 use crate::core::{
     event::{ClosedBy, Event, ReopenResult, TurnOutcome},
@@ -215,7 +216,7 @@ impl Mux {
                 // The next turn was acknowledged, and has not begun: it may be its end if it was
                 // not aborted.
                 let next = entry.turn.as_ref().is_some_and(|turn| turn.confirmed);
-                let told = !next || memchr::memmem::find(body, br#""aborted":true"#).is_some();
+                let told = !next || is_aborted(body);
                 if told {
                     entry.rest = Rest::Nothing;
                 }

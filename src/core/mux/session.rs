@@ -401,6 +401,11 @@ impl Entry {
         }
     }
 
+    /// The client itself has opened the session: what that has to say of a turn is the newest word.
+    pub(super) fn revive_asked(&mut self) {
+        self.void = Vec::new();
+    }
+
     /// Whether an answer to this would be to a turn that is over.
     pub(super) fn is_void(&self, request: &str) -> bool {
         self.void.iter().any(|id| id == request)

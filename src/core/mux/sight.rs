@@ -266,6 +266,9 @@ impl Mux {
         }
         let was_here = self.entries[key].here_at();
         if self.entries[key].reopening.is_some() {
+            // First, since what is given up would be told as lost by its backend.
+            self.lose_turn(cx, key, &LostBy::Forbidden, ClosedBy::Operator, out);
+            self.entries[key].turn = None;
             self.forget_question(key);
             self.give_up(cx, key, &error, out);
         }

@@ -89,15 +89,16 @@ impl Mux {
                     silent,
                 });
             }
-            if !silent || before {
-                continue;
-            }
-            let session = self.entries[key].id.clone();
             let ended = if doubtful {
                 self.may_end_doubtful(cx, key)
             } else {
                 cx.settings.ends_stalled
             };
+            // Whoever may not say so now may be the one to do so later.
+            if !silent || before && !(doubtful && ended) {
+                continue;
+            }
+            let session = self.entries[key].id.clone();
             self.outputs.push_back(Output::Event(Event::TurnStalled {
                 connection: self.id,
                 session,

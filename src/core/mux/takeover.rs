@@ -450,6 +450,7 @@ impl Mux {
             self.record_turn(cx, key, None, outcome, ClosedBy::Backend, mark);
             self.entries[key].forget_asked();
         }
+        self.watch_survivor(cx, key);
     }
 
     /// The last step.
@@ -546,6 +547,7 @@ impl Mux {
 
     /// The backend is not to hear of us for this session any more.
     pub(super) fn undo_join(&mut self, cx: &Context<'_>, key: usize, out: &mut Outbox) {
+        self.unwatch(key);
         let entry = &mut self.entries[key];
         entry.turn = None;
         entry.forget_asked();

@@ -24,6 +24,8 @@ pub(super) enum Tells {
     Failure,
     Idle,
     Abort,
+    /// The server does something that may take any time, and say nothing.
+    Works,
     /// It waits for the client.
     Question,
     Answer,
@@ -36,6 +38,7 @@ impl Tells {
         match kind {
             b"user.message" => Self::Message,
             b"assistant.turn_start" => Self::Started,
+            b"tool.execution_start" | b"hook.start" | b"session.compaction_start" => Self::Works,
             b"pending_messages.modified" => Self::Pending,
             b"session.error" => Self::Failure,
             b"session.idle" => Self::Idle,

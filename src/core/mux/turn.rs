@@ -256,6 +256,12 @@ impl Mux {
                     self.steer(cx, key, out);
                 }
             }
+            Tells::Works => {
+                if let Some(turn) = &mut self.entries[key].turn {
+                    turn.doubtful = false;
+                }
+                self.count_event(cx.now, key, body.len());
+            }
             Tells::Pending => {
                 self.count_event(cx.now, key, body.len());
                 self.steer(cx, key, out);

@@ -118,9 +118,11 @@ impl Mux {
         out: &mut Outbox,
     ) {
         if self.is_in_vain(key, &id, head, frame.body()) {
-            self.answer_unknown(cx, &id, out);
+            // It is what the server says to it a moment later.
+            self.answer_unknown(cx, &id, CallOutcome::Ok, out);
             return;
         }
+        self.note_unkept(key, &id);
         let Some((request, event)) = self.unheard(cx, key, &id, head, frame.body()) else {
             self.note_answer(key, &id, head, frame.body());
             self.forward(cx, slot, Some(id), frame, out);
@@ -276,7 +278,8 @@ impl Mux {
 
     /// The answer is to nothing that its session has asked.
     fn refuse_answer(&mut self, cx: &Context<'_>, id: &RequestId, out: &mut Outbox) {
-        let Some((method, session)) = self.answer_unknown(cx, id, out) else {
+        let Some((method, session)) = self.answer_unknown(cx, id, CallOutcome::ProxyError, out)
+        else {
             return;
         };
         self.outputs.push_back(Output::Event(Event::Denied {
@@ -294,6 +297,7 @@ impl Mux {
         &mut self,
         cx: &Context<'_>,
         id: &RequestId,
+        outcome: CallOutcome,
         out: &mut Outbox,
     ) -> Option<(Arc<str>, SessionId)> {
         let mut call = self.take_call(cx, id)?;
@@ -302,7 +306,7 @@ impl Mux {
         let size = out.write(Dest::Client, |b| reply::result(b, &token, UNKNOWN_REQUEST));
         let response = FrameKind::Response;
         self.tally.add(Direction::BackendToClient, response, size);
-        self.call_ended(cx, &call, CallOutcome::ProxyError);
+        self.call_ended(cx, &call, outcome);
         let said = call.session.clone();
         let said = said.map(|session| (call.method.as_str().into(), session));
         if let Some(key) = self.key_of(&call) {

@@ -39,6 +39,11 @@ pub fn turn_lost(
     unseen: &[&str],
     stamp: &Stamp<'_>,
 ) {
+    let outlook = if matches!(cause, LostBy::Forbidden) {
+        "What"
+    } else {
+        "The session goes on once it is open again; what"
+    };
     let (code, cause) = match cause {
         LostBy::Backend(backend) => (
             "BACKEND_LOST",
@@ -73,10 +78,8 @@ pub fn turn_lost(
             "The session was closed in the middle of this turn".to_owned(),
         ),
     };
-    let mut message = format!(
-        "{cause}. The session goes on once it is open again; what the turn had done by then may or \
-         may not be in its history"
-    );
+    let mut message =
+        format!("{cause}. {outlook} the turn had done by then may or may not be in its history");
     if !unseen.is_empty() {
         message += &format!("; acknowledged but perhaps lost: {}", named(unseen));
     }

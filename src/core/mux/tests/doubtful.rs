@@ -9,6 +9,7 @@ use super::{
     rig::{Rig, event, failure, request, result},
     survivors::{answer, kinds, waiting_turn},
 };
+use crate::core::{access::Denial, event::CallOutcome, mux::Output};
 
 /// A turn of `session` in which `r1` was answered so long before its process died that it counts as on
 /// disk, and `r2` is open, goes on at `b`. `r1` may wait there for ever.
@@ -43,9 +44,11 @@ fn a_turn_that_says_nothing_after_a_failover_has_not_outlived_it() {
     // It goes on as this event says, if any.
     let started = Some(("assistant.turn_start", json!({"turnId": "1"})));
     let permitted = Some(("permission.completed", json!({"requestId": "r3"})));
+    let hooked = Some(("hook.start", json!({"hookType": "postToolUse"})));
     for (session, goes_on) in [
         ("alone-1", started),
         ("alone-1", permitted),
+        ("alone-1", hooked),
         ("alone-1", None),
         ("s1", None),
     ] {
@@ -216,4 +219,89 @@ fn a_turn_whose_server_is_silent_is_not_doubted() {
     }
     rig.silent();
     assert_eq!(rig.mux.open_turns(), 1);
+}
+
+/// The lock may come to this connection later.
+#[test]
+fn a_turn_that_could_not_be_ended_when_it_was_doubted_is_ended_later() {
+    let mut rig = half_forgotten("s1");
+    let params = json!({"sessionId": "s1", "requestId": "r2", "result": "x"});
+    rig.client(&request(3, "session.tools.handlePendingToolCall", params));
+    rig.backend("b", &result(3, json!({"success": true})));
+    let completed = json!({"requestId": "r2"});
+    rig.backend("b", &event("s1", "external_tool.completed", completed));
+    rig.heard("b");
+    // Another connection has the lock.
+    let locks = std::mem::take(&mut rig.mux.locks);
+    for _ in 0..3 {
+        rig.pass(Duration::from_secs(16));
+    }
+    assert!(rig.heard("b").is_empty());
+    // It has left, and this one has it.
+    rig.mux.locks = locks;
+    rig.pass(Duration::from_secs(16));
+    assert_eq!(own_call(&mut rig, "b")["method"], "session.abort");
+}
+
+#[test]
+fn a_client_that_opens_its_session_itself_may_answer_what_that_asks() {
+    let mut rig = waiting_turn();
+    let reason = json!({"reason": "user_initiated"});
+    rig.backend("a", &event("s1", "abort", reason));
+    let params = json!({"sessionId": "s1", "continuePendingWork": true});
+    rig.client(&request(2, "session.resume", params));
+    rig.heard("a");
+    rig.backend("a", &result(2, json!({"sessionId": "s1"})));
+    rig.client(&answer(3, "r1"));
+    assert_eq!(rig.heard_ids("a"), [json!(3)]);
+}
+
+/// However large it is: the next turn does not have to be lost for it.
+#[test]
+fn an_answer_in_vain_is_no_mark_of_the_turn_that_follows() {
+    let mut rig = waiting_turn();
+    rig.backend("a", &event("s1", "abort", json!({})));
+    rig.send(2, "s1");
+    rig.backend("a", &result(2, json!({"messageId": "m2"})));
+    let data = json!({"requestId": "r2"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    let large = "x".repeat(100_000);
+    let params = json!({"sessionId": "s1", "requestId": "r1", "result": large});
+    rig.client(&request(3, "session.tools.handlePendingToolCall", params));
+    let ended = rig.logged(|output| match output {
+        Output::CallEnded { outcome, .. } => Some(*outcome),
+        _ => None,
+    });
+    assert_eq!(
+        ended.last(),
+        Some(&CallOutcome::Ok),
+        "as the server says it"
+    );
+    rig.said();
+    rig.heard("a");
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    grant(&mut rig, "b", "session.resume", json!({}));
+    let processing = json!({"processing": true});
+    grant(&mut rig, "b", "session.metadata.isProcessing", processing);
+    rig.silent();
+    assert_eq!(rig.mux.open_turns(), 1);
+}
+
+/// It is lost because its client may not have it, not because of a server.
+#[test]
+fn a_session_that_is_forbidden_while_it_is_opened_is_told_as_forbidden() {
+    let mut rig = waiting_turn();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    own_call(&mut rig, "b");
+    rig.step(&[], |mux, cx, out| {
+        mux.handle_forbidden(cx, "s1", Denial::OtherUser, out);
+        0
+    });
+    let said = rig.said();
+    assert_eq!(kinds(&said), ["session.error", "session.idle"]);
+    let told = said[0]["params"]["event"]["data"]["message"].to_string();
+    assert!(told.contains("not available to this client"), "{told}");
+    assert!(!told.contains("goes on"), "{told}");
 }
