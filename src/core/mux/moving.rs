@@ -154,7 +154,9 @@ impl Mux {
         slot: SlotId,
         out: &mut Outbox,
     ) {
-        let params = reply::session_params(self.entries[key].id.as_str());
+        let entry = &mut self.entries[key];
+        entry.void_until_lost();
+        let params = reply::session_params(entry.id.as_str());
         let errand = Errand::Quell;
         self.call_own(cx, key, slot, errand, "session.abort", &params, out);
     }

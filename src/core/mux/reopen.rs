@@ -85,6 +85,7 @@ impl Mux {
             }
             if let Some(turn) = &mut entry.turn {
                 turn.outlives(from);
+                entry.revive_asked();
             }
             let sends = std::mem::take(&mut entry.sends);
             let held = std::mem::replace(&mut entry.held, sends);

@@ -386,8 +386,7 @@ impl Entry {
         let settled = self.settled.drain(..).map(|settled| settled.id);
         let asked = self.asked.drain(..).map(|asked| asked.id);
         self.void.extend(settled.chain(asked));
-        let more = self.void.len().saturating_sub(MAX_UNSEEN);
-        self.void.drain(..more);
+        self.bound_void();
         self.stop_waiting();
     }
 
@@ -401,7 +400,21 @@ impl Entry {
         }
     }
 
-    /// The client itself has opened the session: what that has to say of a turn is the newest word.
+    /// The turn is being aborted, and its end is still to be heard. A process that ends before it has
+    /// aborted leaves a turn that waits for the same.
+    pub(super) fn void_until_lost(&mut self) {
+        let asked = self.asked.iter().map(|asked| asked.id.clone());
+        self.void.extend(asked);
+        self.bound_void();
+    }
+
+    fn bound_void(&mut self) {
+        let more = self.void.len().saturating_sub(MAX_UNSEEN);
+        self.void.drain(..more);
+    }
+
+    /// What it has asked may be answered: its client itself has opened the session, and what that says
+    /// of a turn is the newest word; or the turn has outlived the process that was to abort it.
     pub(super) fn revive_asked(&mut self) {
         self.void = Vec::new();
     }

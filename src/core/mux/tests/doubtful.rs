@@ -243,6 +243,40 @@ fn a_turn_that_could_not_be_ended_when_it_was_doubted_is_ended_later() {
     assert_eq!(own_call(&mut rig, "b")["method"], "session.abort");
 }
 
+/// Whoever aborts a turn for all who have its session open lets no answer pass behind that; but the
+/// process may end before it has aborted.
+#[test]
+fn what_is_aborted_for_all_is_answered_by_nobody_unless_its_process_ends_first() {
+    let mut rig = waiting_turn();
+    let data = json!({"requestId": "r2"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    rig.client(&answer(2, "r1"));
+    rig.backend("a", &result(2, json!({"success": true})));
+    let completed = json!({"requestId": "r1"});
+    rig.backend("a", &event("s1", "external_tool.completed", completed));
+    rig.said();
+    rig.homes.insert("s1".into(), "b".into());
+    rig.lose("a");
+    let method = "session.tools.handlePendingToolCall";
+    let processing = json!({"processing": true});
+    let asks = "session.metadata.isProcessing";
+    grant(&mut rig, "b", "session.resume", json!({}));
+    grant(&mut rig, "b", method, json!({"success": false}));
+    rig.client(&answer(3, "r2"));
+    grant(&mut rig, "b", asks, processing.clone());
+    assert_eq!(own_call(&mut rig, "b")["method"], "session.abort");
+    assert_eq!(rig.said_one()["result"], json!({"success": false}));
+    // What was answered is on disk by now.
+    rig.pass(Duration::from_secs(10));
+    rig.homes.insert("s1".into(), "c".into());
+    rig.lose("b");
+    grant(&mut rig, "c", "session.resume", json!({}));
+    grant(&mut rig, "c", method, json!({"success": false}));
+    grant(&mut rig, "c", asks, processing);
+    rig.client(&answer(4, "r2"));
+    assert_eq!(rig.heard_ids("c"), [json!(4)]);
+}
+
 #[test]
 fn a_client_that_opens_its_session_itself_may_answer_what_that_asks() {
     let mut rig = waiting_turn();

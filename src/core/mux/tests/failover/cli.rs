@@ -15,6 +15,9 @@ use super::{
 };
 use crate::core::mux::tests::rig::{failure, not_found};
 
+/// For so long an aborted turn takes an answer, by experiment.
+const REVIVES: u64 = 10 * MS;
+
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) name: String,
@@ -196,6 +199,7 @@ impl World {
                 None => return,
             },
             "session.tools.handlePendingToolCall" => {
+                self.check_answer(pid, session, &call.request, link);
                 let success = self.tool_answered(pid, session, &call.request);
                 fine(&format!(r#"{{"success":{success}}}"#))
             }
@@ -207,6 +211,11 @@ impl World {
                 // Taxiway's own: its client knows already, and perhaps those of others do.
                 if id.starts_with("\"taxiway-") {
                     self.may_miss_end(pid, session);
+                    if let Some(open) = self.open(pid, session)
+                        && let Some(turn) = &open.turn
+                    {
+                        open.aborted = Some((link, now, turn.waiting.clone()));
+                    }
                 }
                 let answer = fine(r#"{"success":true}"#);
                 return self.abort(pid, session, link, answer);
@@ -541,6 +550,19 @@ impl World {
         for (link, id) in owed {
             let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"messageId":"w"}}}}"#);
             self.say(link, body);
+        }
+    }
+
+    /// By experiment: an answer right behind an abort is taken, and takes the turn up again, which
+    /// then never ends. Whoever aborts knows, so that it lets none pass.
+    fn check_answer(&mut self, pid: u64, session: &str, request: &str, link: u64) {
+        let now = self.now;
+        if let Some((by, at, waiting)) = self.open(pid, session).and_then(|o| o.aborted.as_ref()) {
+            let revives = *by == link && now - at <= REVIVES && waiting.contains(request);
+            assert!(
+                !revives,
+                "{request} of {session} is answered right behind its abort"
+            );
         }
     }
 

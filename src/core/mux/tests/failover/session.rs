@@ -63,6 +63,8 @@ pub(super) struct Open {
     pub(super) batch: u64,
     pub(super) turn: Option<Turn>,
     pub(super) queue: VecDeque<(String, Option<(u64, String)>)>,
+    /// What the turn waited for that Taxiway itself has aborted last; over which connection, and when.
+    pub(super) aborted: Option<(u64, u64, BTreeSet<String>)>,
     /// When it was called last.
     pub(super) used: u64,
     /// What is lost with the process, and restored by the client's own call.
