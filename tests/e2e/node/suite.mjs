@@ -81,9 +81,13 @@ export function usePool(options = {}) {
     return { ...rest, requestPermission: false, ...extra };
   };
 
-  /** What the model was told in this session by users, over all its requests. */
-  const told = (sessionId) => {
-    const last = pool.model.requests(sessionId).at(-1);
+  /**
+   * What the model was told in this session by users, over all its requests; with `text`, as of the
+   * last request that has it.
+   */
+  const told = (sessionId, text = "") => {
+    const has = ({ messages }) => messages.some((m) => m.role === "user" && m.text.includes(text));
+    const last = pool.model.requests(sessionId).findLast(has);
     return (last?.messages ?? []).filter((m) => m.role === "user").map((m) => promptOf(m.text));
   };
 
