@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Context, Mux, Output, outbox::Outbox, upstream::SlotId, vouch::Vouching};
+use super::{
+    Context, Mux, Output, outbox::Outbox, session::Rest, upstream::SlotId, vouch::Vouching,
+};
 use crate::core::{
     event::{CallOutcome, ClosedBy, TurnOutcome},
     id::{BackendName, SessionId},
@@ -271,12 +273,15 @@ impl Mux {
         }
         let Some(key) = self.key_of(call) else { return };
         if call.at().is_some() && call.at() == self.entries[key].slot {
+            let aborts = self.is_quelling(key);
             self.change_entry(cx.now, key, |entry| {
                 entry.attaching -= 1;
                 if succeeded {
                     entry.attached = true;
                     entry.attachments += 1;
-                    entry.revive_asked();
+                    if !aborts && entry.rest == Rest::Nothing {
+                        entry.revive_asked();
+                    }
                 }
             });
             if !self.entries[key].is_here() {

@@ -103,9 +103,7 @@ impl Mux {
             return;
         };
         if self.entries[key].turn.is_some() {
-            let params = reply::session_params(session.as_str());
-            let errand = Errand::Nobodys;
-            self.call_own(cx, key, slot, errand, "session.abort", &params, out);
+            self.abort_for_all(cx, key, slot, out);
         }
     }
 

@@ -214,12 +214,15 @@ impl Mux {
 
     /// What this call answers may have to be answered again, where the turn goes on. Of several answers
     /// the one that was taken counts.
-    fn keep_answer(&mut self, now: Instant, key: usize, call: &Call, taken: bool) {
+    pub(super) fn keep_answer(&mut self, now: Instant, key: usize, call: &Call, taken: bool) {
         let entry = &mut self.entries[key];
         let Some(body) = call.copy.as_ref().filter(|_| entry.turn.is_some()) else {
             return;
         };
-        let request = request_of(body).filter(|request| !entry.is_behind(request));
+        // What is being aborted may be left to the next process.
+        let asked = |request: &str| entry.asked.iter().any(|asked| asked.id == request);
+        let over = |request: &str| entry.is_void(request) && !asked(request);
+        let request = request_of(body).filter(|id| !entry.is_behind(id) && !over(id));
         let (Some(request), Some(params)) = (request, params_of(body)) else {
             return;
         };

@@ -169,6 +169,10 @@ impl Mux {
         };
         upstream.silent = None;
         for key in self.keys() {
+            if self.entries.get(key).and_then(|entry| entry.here_at()) == Some(slot) {
+                // All this time it could say nothing.
+                self.watch_survivor(cx, key);
+            }
             let waits = self.entries.get(key).is_some_and(|entry| {
                 entry.waits && entry.reopening.is_none() && entry.here_at() == Some(slot)
             });

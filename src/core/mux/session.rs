@@ -131,6 +131,10 @@ pub(super) struct Turn {
     /// Where it goes on since, the model was not heard to be asked: it may have been half on disk,
     /// and wait for what no process remembers.
     pub(super) doubtful: bool,
+    /// What its server was heard to do since then and not to have done, as hooks and tools.
+    pub(super) works: u32,
+    /// That server was told to abort it for all who have its session open.
+    pub(super) quelled: bool,
 }
 
 impl Turn {
@@ -152,6 +156,8 @@ impl Turn {
             unkept: false,
             survived: None,
             doubtful: false,
+            works: 0,
+            quelled: false,
         })
     }
 
@@ -160,6 +166,8 @@ impl Turn {
     pub(super) fn outlives(&mut self, backend: &BackendName) {
         self.survived = Some(backend.clone());
         self.doubtful = true;
+        self.works = 0;
+        self.quelled = false;
         self.missing.append(&mut self.unseen);
         self.missing.truncate(MAX_UNSEEN);
     }
@@ -406,6 +414,21 @@ impl Entry {
         let asked = self.asked.iter().map(|asked| asked.id.clone());
         self.void.extend(asked);
         self.bound_void();
+    }
+
+    /// It asks this; `aborts`: while an abort of ours is under way, which the question has crossed.
+    pub(super) fn ask_anew(&mut self, request: &str, aborts: bool) {
+        if aborts || self.rest == Rest::Runs {
+            self.void.push(request.to_owned());
+            self.bound_void();
+        } else {
+            self.void.retain(|id| id != request);
+        }
+    }
+
+    /// Whether the turn waits for an answer that would be passed on.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.asked.iter().any(|asked| !self.is_void(&asked.id))
     }
 
     fn bound_void(&mut self) {

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::{Context, Mux, Output, outbox::Outbox, upstream::SlotId};
+use super::{Context, Mux, Output, outbox::Outbox, tells::Tells, upstream::SlotId};
 use crate::core::{
     event::{ClosedBy, Event},
     reply::LostBy,
@@ -30,9 +30,10 @@ impl Mux {
 
     /// The session is open again. If its turn goes on, it has to say so.
     pub(super) fn watch_survivor(&mut self, cx: &Context<'_>, key: usize) {
-        let turn = self.entries[key].turn.as_deref_mut();
-        if let Some(turn) = turn.filter(|turn| turn.doubtful) {
-            turn.events_seen = turn.events;
+        let entry = &mut self.entries[key];
+        let awaits = entry.awaits_answer();
+        if let Some(turn) = entry.turn.as_deref_mut().filter(|turn| turn.doubtful) {
+            turn.events_seen = if awaits { u64::MAX } else { turn.events };
             self.unwatch(key);
             self.watches.push((cx.now + DOUBT, key));
         }
@@ -70,13 +71,15 @@ impl Mux {
                 continue;
             };
             let slot = entry.slot;
-            let waits =
-                asked || speaks || stands || !entry.asked.is_empty() || entry.reopening.is_some();
+            let awaits = entry.awaits_answer() || entry.reopening.is_some();
             let Some(turn) = entry.turn.as_mut() else {
                 continue;
             };
+            let works = doubtful && turn.works > 0;
+            let waits = asked || speaks || stands || awaits || works;
             let silent = turn.events == turn.events_seen && !waits;
-            turn.events_seen = turn.events;
+            // Its silence counts from the next look on.
+            turn.events_seen = if waits { u64::MAX } else { turn.events };
             let before = std::mem::replace(&mut turn.stalled, silent);
             self.watches.push((cx.now + stall, key));
             let backend = slot.and_then(|slot| self.upstreams.get(slot));
@@ -114,9 +117,24 @@ impl Mux {
         }
     }
 
+    /// What the server was heard to do, or to have done, in a turn that may have been forgotten there.
+    pub(super) fn note_work(&mut self, key: usize, tells: Tells) {
+        let turn = self.entries[key].turn.as_deref_mut();
+        if let Some(turn) = turn.filter(|turn| turn.doubtful) {
+            turn.works = if tells == Tells::Rests {
+                turn.works.saturating_sub(1)
+            } else {
+                turn.works.saturating_add(1)
+            };
+        }
+    }
+
     /// Of those who have the session open only one may say so: another one's abort could end the next
     /// turn.
     fn may_end_doubtful(&mut self, cx: &Context<'_>, key: usize) -> bool {
+        if self.is_quelling(key) {
+            return false;
+        }
         let session = &self.entries[key].id;
         let alone = !cx.commons.has_others(session.as_str(), self.id);
         alone || self.locks.hold_of(session).is_some()
@@ -124,11 +142,20 @@ impl Mux {
 
     /// It does not go on.
     fn end_doubtful(&mut self, cx: &Context<'_>, key: usize, slot: SlotId, out: &mut Outbox) {
-        if cx
-            .commons
-            .has_others(self.entries[key].id.as_str(), self.id)
-        {
+        let entry = &mut self.entries[key];
+        let Some(turn) = &mut entry.turn else { return };
+        let shared = cx.commons.has_others(entry.id.as_str(), self.id);
+        // It may say that it has, and no end.
+        if shared && !std::mem::replace(&mut turn.quelled, true) {
             return self.abort_for_all(cx, key, slot, out);
+        }
+        let silent = std::mem::take(&mut turn.stalled);
+        if let Some(upstream) = self.upstreams.get(slot).filter(|_| silent) {
+            // Its end is that of the backend which it has outlived.
+            self.outputs.push_back(Output::TurnSilent {
+                backend: upstream.backend.clone(),
+                silent: false,
+            });
         }
         self.lose_survivor(cx, key, out);
         self.abort_all(cx, key, out);

@@ -26,6 +26,8 @@ pub(super) enum Tells {
     Abort,
     /// The server does something that may take any time, and say nothing.
     Works,
+    /// It has done that.
+    Rests,
     /// It waits for the client.
     Question,
     Answer,
@@ -39,6 +41,9 @@ impl Tells {
             b"user.message" => Self::Message,
             b"assistant.turn_start" => Self::Started,
             b"tool.execution_start" | b"hook.start" | b"session.compaction_start" => Self::Works,
+            b"tool.execution_complete" | b"hook.end" | b"session.compaction_complete" => {
+                Self::Rests
+            }
             b"pending_messages.modified" => Self::Pending,
             b"session.error" => Self::Failure,
             b"session.idle" => Self::Idle,

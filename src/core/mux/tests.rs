@@ -14,6 +14,7 @@ use crate::core::{
     turnlock::{Ask, Locks, Verdict},
 };
 
+mod aborts;
 mod admission;
 mod again;
 mod chunks;

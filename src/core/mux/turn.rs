@@ -256,10 +256,8 @@ impl Mux {
                     self.steer(cx, key, out);
                 }
             }
-            Tells::Works => {
-                if let Some(turn) = &mut self.entries[key].turn {
-                    turn.doubtful = false;
-                }
+            Tells::Works | Tells::Rests => {
+                self.note_work(key, tells);
                 self.count_event(cx.now, key, body.len());
             }
             Tells::Pending => {
@@ -305,9 +303,12 @@ impl Mux {
             }
             Tells::Question => {
                 self.count_event(cx.now, key, body.len());
-                let asked = &mut self.entries[key].asked;
-                let question = question(body).filter(|_| asked.len() < MAX_UNSEEN);
+                let aborts = self.is_quelling(key);
+                let entry = &mut self.entries[key];
+                let question = question(body).filter(|_| entry.asked.len() < MAX_UNSEEN);
                 if let Some((id, tool)) = question {
+                    entry.ask_anew(&id, aborts);
+                    let asked = &mut entry.asked;
                     let kept = cx.settings.detach_grace.is_some() && body.len() <= KEPT_BODY;
                     asked.push(Asked {
                         id,
@@ -322,12 +323,8 @@ impl Mux {
             }
             Tells::Answer => {
                 self.count_event(cx.now, key, body.len());
-                // What is permitted may take any time, and say nothing.
-                if kind == b"permission.completed"
-                    && let Some(turn) = &mut self.entries[key].turn
-                {
-                    turn.doubtful = false;
-                }
+                // What is permitted may take any time; and a busy server what comes of an answer.
+                self.note_work(key, Tells::Works);
                 if let Some(id) = request_id(body) {
                     self.entries[key].settle(id);
                 }

@@ -307,6 +307,9 @@ impl Mux {
         let response = FrameKind::Response;
         self.tally.add(Direction::BackendToClient, response, size);
         self.call_ended(cx, &call, outcome);
+        if let Some(key) = self.key_of(&call).filter(|_| outcome == CallOutcome::Ok) {
+            self.keep_answer(cx.now, key, &call, false);
+        }
         let said = call.session.clone();
         let said = said.map(|session| (call.method.as_str().into(), session));
         if let Some(key) = self.key_of(&call) {

@@ -13,7 +13,7 @@ use crate::core::{access::Denial, event::CallOutcome, mux::Output};
 
 /// A turn of `session` in which `r1` was answered so long before its process died that it counts as on
 /// disk, and `r2` is open, goes on at `b`. `r1` may wait there for ever.
-fn half_forgotten(session: &str) -> Rig {
+pub(super) fn half_forgotten(session: &str) -> Rig {
     let mut rig = reopening::rig();
     rig.open(session, "a");
     rig.send(1, session);
@@ -61,6 +61,8 @@ fn a_turn_that_says_nothing_after_a_failover_has_not_outlived_it() {
         rig.backend("b", &result(3, json!({"success": true})));
         let completed = json!({"requestId": "r2"});
         rig.backend("b", &event(session, "external_tool.completed", completed));
+        let ended = json!({"toolCallId": "t2"});
+        rig.backend("b", &event(session, "tool.execution_complete", ended));
         rig.pass(Duration::from_secs(14));
         let is_over = goes_on.is_none();
         if let Some((kind, data)) = goes_on {
@@ -209,6 +211,8 @@ fn a_turn_whose_server_is_silent_is_not_doubted() {
     rig.backend("b", &result(3, json!({"success": true})));
     let completed = json!({"requestId": "r2"});
     rig.backend("b", &event("alone-1", "external_tool.completed", completed));
+    let ended = json!({"toolCallId": "t2"});
+    rig.backend("b", &event("alone-1", "tool.execution_complete", ended));
     rig.said();
     rig.step(&[], |mux, cx, out| {
         mux.handle_backend_silent(cx, &"b".into(), out);
@@ -230,6 +234,8 @@ fn a_turn_that_could_not_be_ended_when_it_was_doubted_is_ended_later() {
     rig.backend("b", &result(3, json!({"success": true})));
     let completed = json!({"requestId": "r2"});
     rig.backend("b", &event("s1", "external_tool.completed", completed));
+    let ended = json!({"toolCallId": "t2"});
+    rig.backend("b", &event("s1", "tool.execution_complete", ended));
     rig.heard("b");
     // Another connection has the lock.
     let locks = std::mem::take(&mut rig.mux.locks);
@@ -272,6 +278,9 @@ fn what_is_aborted_for_all_is_answered_by_nobody_unless_its_process_ends_first()
     rig.lose("b");
     grant(&mut rig, "c", "session.resume", json!({}));
     grant(&mut rig, "c", method, json!({"success": false}));
+    // It may be all that the turn waits for there, and clients do not answer twice.
+    let given = grant(&mut rig, "c", method, json!({"success": true}));
+    assert_eq!(given["requestId"], "r2");
     grant(&mut rig, "c", asks, processing);
     rig.client(&answer(4, "r2"));
     assert_eq!(rig.heard_ids("c"), [json!(4)]);
