@@ -411,8 +411,10 @@ impl Entry {
     /// The turn is being aborted, and its end is still to be heard. A process that ends before it has
     /// aborted leaves a turn that waits for the same.
     pub(super) fn void_until_lost(&mut self) {
+        // What is known as answered may not be so there.
+        let settled = self.settled.iter().map(|settled| settled.id.clone());
         let asked = self.asked.iter().map(|asked| asked.id.clone());
-        self.void.extend(asked);
+        self.void.extend(settled.chain(asked));
         self.bound_void();
     }
 

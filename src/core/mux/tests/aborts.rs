@@ -97,18 +97,25 @@ fn what_is_asked_anew_may_be_answered() {
     assert_eq!(rig.heard_ids("a"), [json!(3)]);
 }
 
-/// Whose tool it waits for as well makes no difference.
+/// Whose tool it waits for as well makes no difference, nor that another client is known to have
+/// answered: that may not be on the disk which the server has read.
 #[test]
 fn a_turn_that_is_orphaned_takes_no_answer_behind_its_abort() {
-    let mut rig = waiting_turn();
-    let session = SessionId::from("s1");
-    rig.step(&[], |mux, cx, out| {
-        mux.handle_turn_orphaned(cx, &session, out);
-        0
-    });
-    assert_eq!(own_call(&mut rig, "a")["method"], "session.abort");
-    rig.client(&answer(2, "r1"));
-    assert!(rig.heard("a").is_empty());
+    for is_answered in [false, true] {
+        let mut rig = waiting_turn();
+        if is_answered {
+            let completed = json!({"requestId": "r1"});
+            rig.backend("a", &event("s1", "external_tool.completed", completed));
+        }
+        let session = SessionId::from("s1");
+        rig.step(&[], |mux, cx, out| {
+            mux.handle_turn_orphaned(cx, &session, out);
+            0
+        });
+        assert_eq!(own_call(&mut rig, "a")["method"], "session.abort");
+        rig.client(&answer(2, "r1"));
+        assert!(rig.heard("a").is_empty());
+    }
 }
 
 /// An abort is on disk some time after it is heard; the answer would take the turn up there.
