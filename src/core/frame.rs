@@ -323,10 +323,18 @@ fn any_length(rest: &[u8]) -> Option<(usize, u64)> {
 /// Whether `header` is spelled as [`write_header`] would spell it, so that it may be sent on to
 /// the strictest of readers as it stands.
 pub fn is_plain_header(header: &[u8]) -> bool {
-    plain_header(header).is_some_and(|(end, _)| {
-        let digits = end - PLAIN.len() - BLANK.len();
-        end == header.len() && (digits == 1 || header[PLAIN.len()] != b'0')
-    })
+    let Some((name, rest)) = header.split_first_chunk() else {
+        return false;
+    };
+    let Some((digits, end)) = rest.split_last_chunk() else {
+        return false;
+    };
+    u128::from_le_bytes(*name) == u128::from_le_bytes(*PLAIN)
+        && end == BLANK
+        // 19 digits cannot overflow 64 bits.
+        && matches!(digits.len(), 1..=19)
+        && (digits.len() == 1 || digits[0] != b'0')
+        && digits.iter().all(u8::is_ascii_digit)
 }
 
 /// The declared length of a header block (without its blank line) of any shape.

@@ -17,13 +17,12 @@ use super::{
     own::{Errand, OwnAnswer},
     parking::{KEPT_BODY, KEPT_REQUESTS, Request},
     place::write_frame,
-    session::Rest,
     turn::frame,
     upstream::{GivenUp, Phase, SlotId, Waiting},
 };
 use crate::core::{
     connect,
-    event::{CallOutcome, ClosedBy, Direction, FrameKind, TurnOutcome},
+    event::{CallOutcome, ClosedBy, Direction, FrameKind},
     frame::Cut,
     id::SessionId,
     idmap::RequestId,
@@ -74,10 +73,20 @@ impl Mux {
             }
         }
         loop {
-            done = self.pass_run(cx.now, slot, input, done, out);
+            let (end, telling) = self.pass_run(cx.now, slot, input, done, out);
+            done = end;
+            if let Some(telling) = telling {
+                done = self.pass_telling(cx, telling, done, out);
+                continue;
+            }
             let Some(upstream) = self.upstreams.get_mut(slot) else {
                 break;
             };
+            if done == input.len() && upstream.cutter.is_between_frames() {
+                upstream.in_frame = false;
+                self.try_freezes(cx);
+                break;
+            }
             match upstream.cutter.cut(&input[done..]) {
                 Ok(Cut::Frame { header, body }) => {
                     let (header, body) = (
@@ -254,16 +263,10 @@ impl Mux {
                             }
                             return false;
                         }
-                        self.note_event(cx, key, kind, body, out);
-                        if self.keeps_idle(key, kind, body) {
-                            return false;
-                        }
-                        if self.is_taking(key) && self.keep_early(key, body, out) {
-                            return false;
-                        }
+                        self.hear_event(cx, key, kind, body, out)
                     }
                     // It was open there before it was opened elsewhere: an echo.
-                    Some(_) => return false,
+                    Some(_) => false,
                     None => {
                         let named = head.session.map(|session| session.get(body));
                         let undone = named.filter(|session| self.is_undoing(slot, session));
@@ -277,10 +280,9 @@ impl Mux {
                             }
                             return false;
                         }
-                        return self.may_hear(cx, slot, class, head, body);
+                        self.may_hear(cx, slot, class, head, body)
                     }
                 }
-                true
             }
             BackendClass::Cancel => {
                 self.handle_backend_cancel(slot, head, body, out);
@@ -451,7 +453,9 @@ impl Mux {
             self.handle_upstream_dropped(cx, slot, "the backend is shutting down", out);
             return false;
         }
-        if self.calls.get(&id).and_then(Call::at) != Some(slot) {
+        let call = self.calls.get(&id);
+        let wants_save = call.is_some_and(|call| call.effect.wants_save());
+        if call.and_then(Call::at) != Some(slot) {
             if let Some(own) = self.take_own(slot, &id) {
                 let session = self.session_of(&own);
                 let not_found = !succeeded && is_not_found(head, body, session.as_ref());
@@ -466,7 +470,7 @@ impl Mux {
             self.violated(cx, slot, "answered a call that it was not asked", out);
             return false;
         }
-        if succeeded && self.withhold(cx, slot, &id, body, out) {
+        if succeeded && wants_save && self.withhold(cx, slot, &id, body, out) {
             return false;
         }
         let Some(mut call) = self.take_call(cx, &id) else {
@@ -503,8 +507,11 @@ impl Mux {
             CallOutcome::BackendError
         };
         self.call_ended(cx, &call, outcome);
+        let sends = matches!(call.class, Class::Send(_));
         if succeeded {
-            self.succeeded(cx, slot, &call, head, body, out);
+            if !sends {
+                self.succeeded(cx, slot, &call, head, body, out);
+            }
         } else {
             self.note_unanswered(&call);
             if !not_found {
@@ -514,11 +521,14 @@ impl Mux {
                 self.lost_sight(cx, slot, &call, out);
             }
         }
-        let opened = succeeded && !(call.class == Class::Open && says_not_found(head, body));
-        self.attach_settled(cx, &call, opened, out);
-        self.send_settled(cx, &id, &call, succeeded.then_some((head, body)), out);
-        if let Some(key) = self.key_of(&call) {
-            self.settle_entry(key);
+        if sends {
+            self.send_settled(cx, &id, &call, succeeded.then_some((head, body)), out);
+        } else {
+            let opened = succeeded && !(call.class == Class::Open && says_not_found(head, body));
+            self.attach_settled(cx, &call, opened, out);
+            if let Some(key) = self.key_of(&call) {
+                self.settle_entry(key);
+            }
         }
         self.recycle(&mut call);
         true
@@ -660,34 +670,6 @@ impl Mux {
         let session = self.entries[key].id.clone();
         self.outputs.push_back(Output::Attached(session));
         key
-    }
-
-    /// This connection no longer hears the session.
-    fn detached(&mut self, cx: &Context<'_>, key: usize) {
-        self.give_up_taking(cx, key);
-        self.end_turn(cx, key, TurnOutcome::Lost, ClosedBy::Client);
-        self.change_entry(cx.now, key, |entry| {
-            entry.attached = false;
-            entry.kept = None;
-            entry.rest = Rest::Nothing;
-            entry.forget_asked();
-        });
-    }
-
-    /// The session is closed for everybody, so the directory, told by `news`, counts nobody. If this
-    /// connection is about to open it again there, it must stay there: it is counted anew.
-    pub(super) fn closed(&mut self, cx: &Context<'_>, key: Option<usize>, news: Output) {
-        if let Some(key) = key {
-            self.detached(cx, key);
-            self.unclaim(key);
-        }
-        self.outputs.push_back(news);
-        if let Some(key) = key {
-            if self.entries[key].is_here() {
-                self.claim(key);
-            }
-            self.settle_entry(key);
-        }
     }
 
     /// The entry of a call's session, if that session is served by `slot`: what another backend

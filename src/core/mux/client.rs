@@ -52,6 +52,10 @@ impl Mux {
     pub fn handle_client(&mut self, cx: &Context<'_>, input: &[u8], out: &mut Outbox) -> usize {
         let mut done = 0;
         while self.is_heard() && !self.is_judged() {
+            if done == input.len() && self.cutter.is_between_frames() {
+                self.try_freezes(cx);
+                break;
+            }
             match self.cutter.cut(&input[done..]) {
                 Ok(Cut::Frame { header, body }) => {
                     self.note_frame(cx);

@@ -10,7 +10,7 @@ use super::{
     note::Note,
     outbox::Outbox,
     reopening::Cause,
-    session::Held,
+    session::{Held, Rest},
     upstream::{GivenUp, Phase, SlotId, Waiting},
 };
 use crate::core::{
@@ -191,6 +191,34 @@ impl Mux {
                 REVOKED
             };
             self.close(reason);
+        }
+    }
+
+    /// This connection no longer hears the session.
+    pub(super) fn detached(&mut self, cx: &Context<'_>, key: usize) {
+        self.give_up_taking(cx, key);
+        self.end_turn(cx, key, TurnOutcome::Lost, ClosedBy::Client);
+        self.change_entry(cx.now, key, |entry| {
+            entry.attached = false;
+            entry.kept = None;
+            entry.rest = Rest::Nothing;
+            entry.forget_asked();
+        });
+    }
+
+    /// The session is closed for everybody, so the directory, told by `news`, counts nobody. If this
+    /// connection is about to open it again there, it must stay there: it is counted anew.
+    pub(super) fn closed(&mut self, cx: &Context<'_>, key: Option<usize>, news: Output) {
+        if let Some(key) = key {
+            self.detached(cx, key);
+            self.unclaim(key);
+        }
+        self.outputs.push_back(news);
+        if let Some(key) = key {
+            if self.entries[key].is_here() {
+                self.claim(key);
+            }
+            self.settle_entry(key);
         }
     }
 

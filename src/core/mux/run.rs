@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use super::{
-    Mux,
+    Context, Mux,
     outbox::{Dest, Outbox},
     session::{Entry, Rest},
     tells::Tells,
@@ -22,68 +22,129 @@ use crate::core::{
 
 /// The part of a run that is of one session.
 #[derive(Default)]
-struct Stretch {
+struct Stretch<'a> {
     events: u64,
     /// Of their bodies.
     bytes: usize,
     /// With their headers.
     size: usize,
+    next: Next<'a>,
 }
 
+/// What stands behind a stretch.
+#[derive(Default)]
+enum Next<'a> {
+    /// No whole frame that is easily cut.
+    #[default]
+    Unknown,
+    /// A frame that is no such event of this session; its body.
+    Other(&'a [u8]),
+    /// An event of this session that tells something.
+    Telling(Telling<'a>),
+}
+
+/// An event of an attached session that tells something of its turn: read, and not passed yet.
+pub(super) struct Telling<'a> {
+    pub(super) kind: &'a [u8],
+    pub(super) body: &'a [u8],
+    /// Of the frame.
+    pub(super) size: usize,
+}
+
+/// Where a run ends, and the event behind it, with its session's key, if that was read.
+pub(super) type Run<'a> = (usize, Option<(usize, Telling<'a>)>);
+
 impl Mux {
-    /// Passes the run at `start` of `input` to the client. Returns where it ends.
-    pub(super) fn pass_run(
+    /// Passes the run at `start` of `input` to the client.
+    pub(super) fn pass_run<'a>(
         &mut self,
         now: Instant,
         slot: SlotId,
-        input: &[u8],
+        input: &'a [u8],
         start: usize,
         out: &mut Outbox,
-    ) -> usize {
+    ) -> Run<'a> {
         let Some(upstream) = self.upstreams.get(slot) else {
-            return start;
+            return (start, None);
         };
         let fresh = upstream.phase == Phase::Ready && upstream.cutter.is_between_frames();
         if !fresh || !self.is_heard() {
-            return start;
+            return (start, None);
         }
         let frames = upstream.cutter.plain();
-        let (mut key, mut done, mut events) = (upstream.recent, start, 0);
-        loop {
+        let recent = upstream.recent;
+        let (mut key, mut done, mut events) = (recent, start, 0);
+        let telling = loop {
             let rest = &input[done..];
             let entry = self.entries.get(key);
             let open = entry.filter(|entry| is_open(entry, slot));
-            let stretch = open.map_or_else(Stretch::default, |e| stretch(frames, e, rest));
-            let next = session_of_event(frames, &rest[stretch.size..]);
-            // The same one: more than an event to be counted.
-            let next = next.filter(|next| entry.is_none_or(|entry| entry.id.as_str() != *next));
-            let next = next.and_then(|next| self.by_session.get(next).copied());
+            let stretch = open.map_or_else(|| unread(frames, rest), |e| stretch(frames, e, rest));
+            let next = match &stretch.next {
+                // The same one: more than an event to be counted.
+                Next::Other(body) => scan::event_session(body)
+                    .filter(|next| entry.is_none_or(|entry| entry.id.as_str() != *next))
+                    .and_then(|next| self.by_session.get(next).copied()),
+                Next::Unknown | Next::Telling(_) => None,
+            };
             if stretch.events > 0 {
                 done += stretch.size;
                 events += stretch.events;
                 self.count_events(now, key, stretch.events, stretch.bytes);
             }
-            match next {
-                Some(next) => key = next,
-                None => break,
+            match (next, stretch.next) {
+                (Some(next), _) => key = next,
+                (None, Next::Telling(telling)) => break Some((key, telling)),
+                (None, Next::Unknown | Next::Other(_)) => break None,
             }
-        }
+        };
         if events > 0 {
             out.pass(Dest::Client, start..done);
             let (to, kind) = (Direction::BackendToClient, FrameKind::Notification);
             self.tally.add_many(to, kind, events, done - start);
-            if let Some(upstream) = self.upstreams.get_mut(slot) {
-                upstream.recent = key;
-            }
         }
-        done
+        if key != recent
+            && (events > 0 || telling.is_some())
+            && let Some(upstream) = self.upstreams.get_mut(slot)
+        {
+            upstream.recent = key;
+        }
+        (done, telling)
     }
-}
 
-/// The session that the event at the start of `rest` is of.
-fn session_of_event(frames: PlainFrames, rest: &[u8]) -> Option<&str> {
-    let (header, end) = frames.cut(rest)?;
-    scan::event_session(&rest[header..end])
+    /// The event behind a run, of the session with this key; its frame begins at `start`. Does what
+    /// is done with any event, for what is known of this one already.
+    pub(super) fn pass_telling(
+        &mut self,
+        cx: &Context<'_>,
+        (key, telling): (usize, Telling<'_>),
+        start: usize,
+        out: &mut Outbox,
+    ) -> usize {
+        let Telling { kind, body, size } = telling;
+        let end = start + size;
+        if self.hear_event(cx, key, kind, body, out) && self.is_heard() {
+            out.pass(Dest::Client, start..end);
+        }
+        let (to, kind) = (Direction::BackendToClient, FrameKind::Notification);
+        self.tally.add(to, kind, size);
+        self.close_if_quiet();
+        end
+    }
+
+    /// An event of a session that is attached here. Whether the client shall have it.
+    pub(super) fn hear_event(
+        &mut self,
+        cx: &Context<'_>,
+        key: usize,
+        kind: &[u8],
+        body: &[u8],
+        out: &mut Outbox,
+    ) -> bool {
+        self.note_event(cx, key, kind, body, out);
+        let keeps = self.keeps_idle(key, kind, body)
+            || self.is_taking(key) && self.keep_early(key, body, out);
+        !keeps
+    }
 }
 
 /// Whether events of a session pass to the client for being events of it.
@@ -94,12 +155,18 @@ pub(super) fn is_open(entry: &Entry, slot: SlotId) -> bool {
         && entry.rest == Rest::Nothing
 }
 
+/// Nothing of `input`, of which the first frame is to be looked at.
+fn unread(frames: PlainFrames, input: &[u8]) -> Stretch<'_> {
+    let body = frames.cut(input).map(|(header, end)| &input[header..end]);
+    Stretch {
+        next: body.map_or(Next::Unknown, Next::Other),
+        ..Stretch::default()
+    }
+}
+
 /// The events at the start of `input` that are of one session and tell nothing.
-fn stretch(frames: PlainFrames, entry: &Entry, input: &[u8]) -> Stretch {
+fn stretch<'a>(frames: PlainFrames, entry: &Entry, input: &'a [u8]) -> Stretch<'a> {
     let mut stretch = Stretch::default();
-    let Some(session) = scan::Plain::new(entry.id.as_str()) else {
-        return stretch;
-    };
     let mut rest = input;
     let mut alike = scan::Alike::default();
     while let Some((header, end)) = frames.cut(rest) {
@@ -107,9 +174,18 @@ fn stretch(frames: PlainFrames, entry: &Entry, input: &[u8]) -> Stretch {
         let body = &frame[header..];
         // Events come in runs of one type, so what stands for the last one stands for most.
         if !alike.begins(body) {
-            match scan::event_of(body, session) {
+            let session = entry.plain_id();
+            match session.and_then(|session| scan::event_of(body, session)) {
                 Some((kind, like)) if Tells::by(kind) == Tells::Nothing => alike = like,
-                Some(_) | None => break,
+                Some((kind, _)) => {
+                    let size = end;
+                    stretch.next = Next::Telling(Telling { kind, body, size });
+                    break;
+                }
+                None => {
+                    stretch.next = Next::Other(body);
+                    break;
+                }
             }
         }
         stretch.events += 1;

@@ -21,6 +21,7 @@ use crate::core::{
     id::{BackendName, SessionId},
     idmap::RequestId,
     locate::Purpose,
+    scan::Plain,
 };
 
 /// A send behind one that answers only at its turn's end waits at most this long (DESIGN §3:
@@ -186,6 +187,8 @@ impl Turn {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: SessionId,
+    /// The id reads as it is written, in JSON too.
+    is_plain: bool,
     /// The upstream connection that serves it, once located.
     pub(super) slot: Option<SlotId>,
     /// Create or resume succeeded on that upstream connection.
@@ -272,6 +275,7 @@ impl Entry {
 
     pub(super) fn new(id: SessionId) -> Self {
         Self {
+            is_plain: Plain::new(id.as_str()).is_some(),
             id,
             slot: None,
             attached: false,
@@ -299,6 +303,11 @@ impl Entry {
             waits: false,
             relation: Relation::Anybody,
         }
+    }
+
+    /// Its id, to be looked for in bodies, if it reads as it is written.
+    pub(super) fn plain_id(&self) -> Option<Plain<'_>> {
+        self.is_plain.then(|| Plain::known(self.id.as_str()))
     }
 
     /// Whether this connection hears the session, or will if all goes well.

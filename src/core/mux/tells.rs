@@ -87,9 +87,24 @@ pub(super) fn acknowledged_id(result: &[u8]) -> Option<String> {
 /// Whether a `session.idle` ends a turn that was aborted. Few do, and every turn has one: what does not
 /// name it is not read.
 pub(super) fn is_aborted(body: &[u8]) -> bool {
+    if behind_plain_data(body).is_some() {
+        return false;
+    }
     let named = memchr_iter(b'b', body).any(|at| body[at..].starts_with(b"borted"));
     let may_be_escaped = || memchr(b'\\', body).is_some();
     (named || may_be_escaped()) && scan::is_true_at(body, &["params", "event", "data", "aborted"])
+}
+
+/// What stands behind the data of a `session.idle` that begins as nearly all do: the CLI says how the
+/// session goes on, and nothing else.
+fn behind_plain_data(body: &[u8]) -> Option<&[u8]> {
+    const DATA: &[u8] = br#"","event":{"type":"session.idle","data":{"#;
+    let data = scan::behind_session(body)?.strip_prefix(DATA)?;
+    if let Some(rest) = data.strip_prefix(b"}") {
+        return Some(rest);
+    }
+    let mode = data.strip_prefix(br#""mode":""#)?;
+    mode[memchr2(b'"', b'\\', mode)?..].strip_prefix(b"\"}")
 }
 
 /// `requestId` of an event by which a turn asks the client; and the name of the tool that is to be
@@ -117,6 +132,17 @@ fn mark_of(id: &[u8]) -> u64 {
 /// What stands for the event of this body, whoever hears it: its `id`, which the CLI writes behind
 /// all that may hold another one. Read from the end, since every turn has such an event.
 pub(super) fn event_mark(body: &[u8]) -> Option<u64> {
+    const NEXT: &[u8] = br#","timestamp":""#;
+    if let Some(rest) = behind_plain_data(body) {
+        // Then it is mostly the next that is said, and said once.
+        let rest = rest.strip_prefix(br#","ephemeral":true"#).unwrap_or(rest);
+        if let Some(id) = rest.strip_prefix(br#","id":""#)
+            && let Some(end) = memchr(b'"', id)
+            && id[end + 1..].starts_with(NEXT)
+        {
+            return Some(mark_of(&id[..end]));
+        }
+    }
     let mut end = body.len();
     // This letter is rare there, other than quotes and colons: to go from one to the next is cheaper
     // than to look for a word.
@@ -143,6 +169,9 @@ mod tests {
     fn the_end_of_an_aborted_turn_is_known_however_it_is_written() {
         for (data, aborted) in [
             (r#"{"mode":"plan"}"#, false),
+            ("{}", false),
+            (r#"{"mode":"plan","aborted":true}"#, true),
+            (r#"{"mode":"a\"}","aborted":true}"#, true),
             (r#"{"aborted":true,"mode":"plan"}"#, true),
             (r#"{"mode":"plan", "aborted" : true}"#, true),
             (r#"{"\u0061borted":true}"#, true),
@@ -199,6 +228,14 @@ mod tests {
         assert_eq!(question(&tool), Some(("r".into(), Some("t1".into()))));
         assert_eq!(event_mark(&body), event_mark(&frame(r#"{"id":"e-1"}"#)));
         assert_ne!(event_mark(&body), event_mark(&frame(r#"{"id":"e-2"}"#)));
+        for data in ["{}", r#"{"mode":"plan"}"#, r#"{"aborted":true}"#] {
+            for more in ["", r#","ephemeral":true"#, r#","agentId":"a""#] {
+                let idle = format!(
+                    r#"{{"type":"session.idle","data":{data}{more},"id":"e-1","timestamp":"t","parentId":null}}"#
+                );
+                assert_eq!(event_mark(&frame(&idle)), event_mark(&body), "{idle}");
+            }
+        }
         for odd in [
             "{}",
             "[]",

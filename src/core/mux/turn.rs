@@ -148,8 +148,9 @@ impl Mux {
         let entry = &self.entries[key];
         if entry.gate.as_ref().is_some_and(|gate| gate.call == *id) {
             self.open_gate(cx, key, out);
+        } else {
+            self.settle_entry(key);
         }
-        self.settle_entry(key);
     }
 
     /// A send has failed: the turn that it was to start does not come, unless another send that is

@@ -285,6 +285,13 @@ impl<'a> Plain<'a> {
         });
         plain.then_some(Self(session.as_bytes()))
     }
+
+    /// One of which [`Plain::new`] has said so.
+    #[inline]
+    pub fn known(session: &'a str) -> Self {
+        debug_assert!(Self::new(session).is_some(), "it has to be escaped");
+        Self(session.as_bytes())
+    }
 }
 
 /// The type of the event in a backend's frame, if it is one of `session`, and how events like it
@@ -312,6 +319,12 @@ impl Alike<'_> {
 #[inline]
 pub fn event_session(body: &[u8]) -> Option<&str> {
     prefix::event_session(body).and_then(|text| std::str::from_utf8(text).ok())
+}
+
+/// What stands behind the text that [`event_session`] gives, its quote first.
+#[inline]
+pub fn behind_session(body: &[u8]) -> Option<&[u8]> {
+    prefix::behind_session(body)
 }
 
 /// Whether a backend's frame holds `true` at `path`, as [`text_at`] finds a string.

@@ -57,6 +57,13 @@ pub(super) fn event_session(body: &[u8]) -> Option<&[u8]> {
     Some(&window[..memchr::memchr(b'"', window)?])
 }
 
+/// What stands behind the session's text of the event in `body`, its quote first.
+#[inline]
+pub(super) fn behind_session(body: &[u8]) -> Option<&[u8]> {
+    let named = event_session(body)?;
+    Some(&body[RUN.len() + named.len()..])
+}
+
 /// Whether event, params and frame are closed.
 #[inline(always)]
 pub(super) fn is_closed(body: &[u8]) -> bool {
