@@ -8,11 +8,15 @@
 //! nobody: whoever changes it is told what follows.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
 use ahash::RandomState;
+use hashbrown::{
+    HashMap,
+    hash_map::{Entry, EntryRef},
+};
 
 use super::{
     id::{ConnectionId, SessionId},
@@ -183,6 +187,7 @@ pub struct Lock {
 /// All locks.
 #[derive(Debug, Default)]
 pub struct Locks {
+    /// One look finds a lock, or where it belongs.
     locks: HashMap<SessionId, Lock, RandomState>,
     waiting: usize,
 }
@@ -223,10 +228,10 @@ impl Locks {
 
     /// A send that would begin a turn of `session`.
     pub fn ask(&mut self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
-        let Some(lock) = self.locks.get_mut(session) else {
-            self.locks.insert(
-                session.clone(),
-                Lock {
+        let lock = match self.locks.entry(session.clone()) {
+            Entry::Occupied(lock) => lock.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(Lock {
                     holder: Holder {
                         connection: ask.connection,
                         user: ask.user.clone(),
@@ -234,9 +239,9 @@ impl Locks {
                         since: now,
                     },
                     queue: VecDeque::new(),
-                },
-            );
-            return Verdict::Taken;
+                });
+                return Verdict::Taken;
+            }
         };
         if ask.rule == Rule::Off {
             return Verdict::Joins;
@@ -309,16 +314,18 @@ impl Locks {
         session: &str,
         by: ConnectionId,
     ) -> Option<ConnectionId> {
-        let lock = self.locks.get_mut(session)?;
-        if lock.holder.connection != by {
+        let EntryRef::Occupied(mut lock) = self.locks.entry_ref(session) else {
+            return None;
+        };
+        if lock.get().holder.connection != by {
             return None;
         }
-        let Some(next) = lock.queue.pop_front() else {
-            self.locks.remove(session);
+        let Some(next) = lock.get_mut().queue.pop_front() else {
+            lock.remove();
             return None;
         };
         self.waiting -= 1;
-        lock.holder = Holder {
+        lock.get_mut().holder = Holder {
             connection: next.connection,
             user: next.user,
             background: false,

@@ -5,7 +5,6 @@
 //! An account outlives its last connection for a while: leaving and coming back is no new start.
 
 use std::{
-    collections::HashMap,
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,6 +15,10 @@ use arc_swap::ArcSwap;
 use governor::{
     DefaultDirectRateLimiter, RateLimiter,
     clock::{Clock, DefaultClock},
+};
+use hashbrown::{
+    HashMap,
+    hash_map::{Entry, EntryRef},
 };
 
 use crate::core::{
@@ -144,12 +147,14 @@ impl Account {
     pub fn take(&self, thing: Thing, session: &SessionId, most: Option<u32>) -> Result<(), Over> {
         let mut open = lock(&self.open);
         let (limit, things) = open.of(thing);
-        if let Some(count) = things.get_mut(session) {
-            *count += 1;
-            return Ok(());
+        let open = count(things.len());
+        match things.entry(session.clone()) {
+            Entry::Occupied(mut count) => *count.get_mut() += 1,
+            Entry::Vacant(place) => {
+                beyond(limit, open, most)?;
+                place.insert(1);
+            }
         }
-        beyond(limit, count(things.len()), most)?;
-        things.insert(session.clone(), 1);
         Ok(())
     }
 
@@ -167,10 +172,10 @@ impl Account {
     pub fn give_back(&self, thing: Thing, session: &SessionId) {
         let mut open = lock(&self.open);
         let (_, things) = open.of(thing);
-        if let Some(count) = things.get_mut(session) {
-            *count -= 1;
-            if *count == 0 {
-                things.remove(session);
+        if let EntryRef::Occupied(mut count) = things.entry_ref(session.as_str()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }

@@ -305,10 +305,7 @@ impl Mux {
 
     /// Where the entry of a call's session is.
     pub(super) fn key_of(&self, call: &Call) -> Option<usize> {
-        call.session
-            .as_ref()
-            .and_then(|session| self.by_session.get(session))
-            .copied()
+        self.by_session.find(call.session.as_ref()?)
     }
 
     pub(super) fn call_ended(&mut self, cx: &Context<'_>, call: &Call, outcome: CallOutcome) {

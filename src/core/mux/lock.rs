@@ -288,6 +288,11 @@ impl Mux {
         }
     }
 
+    /// Whether the turn of `session` is known to be this connection's.
+    pub fn has_turn(&self, session: &SessionId) -> bool {
+        self.locks.holds(session).is_some()
+    }
+
     /// Whether a send need not stay behind those that wait for somebody's turn to end, since it is
     /// to steer that very turn.
     pub(super) fn overtakes(&self, key: usize, body: &[u8]) -> bool {
@@ -490,7 +495,7 @@ impl Mux {
     fn key_of_hold(&self, hold: &Hold) -> Option<usize> {
         match self.entries.get(hold.near) {
             Some(entry) if entry.id == hold.session => Some(hold.near),
-            Some(_) | None => self.by_session.get(&hold.session).copied(),
+            Some(_) | None => self.by_session.find(&hold.session),
         }
     }
 

@@ -28,6 +28,16 @@ impl Register {
         }
     }
 
+    /// The same, for an id that was mostly cloned from the one that stands there.
+    #[inline]
+    pub(super) fn find(&self, session: &SessionId) -> Option<usize> {
+        let among_few = self.few.iter().find(|(id, _)| id == session);
+        match among_few {
+            Some((_, key)) => Some(*key),
+            None => self.many.get(session.as_str()).copied(),
+        }
+    }
+
     pub(super) fn contains_key(&self, session: impl AsRef<str>) -> bool {
         self.get(session).is_some()
     }
@@ -87,6 +97,8 @@ mod tests {
             }
             for (session, key) in &table {
                 prop_assert_eq!(register.get(session.as_str()), Some(key));
+                prop_assert_eq!(register.find(session), Some(*key));
+                prop_assert_eq!(register.find(&SessionId::from(session.as_str())), Some(*key));
             }
             register.clear();
             prop_assert_eq!(register.len(), 0);

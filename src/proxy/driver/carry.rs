@@ -74,7 +74,9 @@ impl Driver {
             } => self.forked(cx, &source, &copy, &backend),
             Output::TurnBegan(session) => {
                 let reports = store.lock().begin_turn(session.as_str(), self.id);
-                if reports && store.turns().begun(cx.now, &session, self.id) {
+                // Mostly a send has asked for it.
+                let taken = || store.turns().begun(cx.now, &session, self.id);
+                if reports && !self.mux.has_turn(&session) && taken() {
                     self.mux.handle_turn_taken(cx.now, &session);
                 }
             }
