@@ -173,6 +173,7 @@ impl<T> Calls<T> {
     }
 
     /// Enters a call; false, and nothing changed, if its id is taken.
+    #[inline]
     pub fn insert(&mut self, id: RequestId, call: T) -> bool {
         if self.contains(&id) {
             return false;
@@ -215,8 +216,11 @@ impl<T> Calls<T> {
     }
 
     /// Takes the call out: it is answered.
+    #[inline]
     pub fn remove(&mut self, id: &RequestId) -> Option<T> {
         let call = match self.place(id) {
+            // Mostly it is alone, and a call is large: it is moved no more often than has to be.
+            Some(at) if at + 1 == self.few.len() => self.few.pop().map(|(_, call)| call),
             Some(at) => Some(self.few.swap_remove(at).1),
             None if self.many.is_empty() => None,
             None => self.many.remove(id),

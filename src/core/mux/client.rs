@@ -118,8 +118,8 @@ impl Mux {
     ) {
         let size = body.end - header.start;
         let text = &input[body.clone()];
-        let head = match scan::scan(text) {
-            Ok(head) => head,
+        let (head, utf8) = match scan::scan_text(text) {
+            Ok(scanned) => scanned,
             Err(reject) => {
                 self.tally
                     .add(Direction::ClientToBackend, FrameKind::Invalid, size);
@@ -143,7 +143,7 @@ impl Mux {
         };
         let kind = match head.kind {
             Kind::Request => {
-                self.handle_request(cx, &head, frame, out);
+                self.handle_request(cx, &head, utf8, frame, out);
                 FrameKind::Request
             }
             Kind::Notification => {
@@ -166,19 +166,20 @@ impl Mux {
         &mut self,
         cx: &Context<'_>,
         head: &Head,
+        text: &str,
         frame: Frame<'_>,
         out: &mut Outbox,
     ) {
-        let body = frame.body();
+        let body = text.as_bytes();
         let (Some(id), Some(method)) = (&head.id, &head.method) else {
             return;
         };
         let token = id.token().of(body);
-        let method = method.get(body);
+        let method = method.within(text);
         let (class, policy) = route::look_up(&method);
         let call = RequestId::read(id, body);
         let main = route::main_session(class, head, body);
-        let session = main.map(|named| named.id.get(body));
+        let session = main.map(|named| named.id.within(text));
         // Anything else goes to any backend, which refuses it in its own words.
         let named = session.as_deref().filter(|text| is_session_id(text));
         let asked = Asked {
@@ -293,7 +294,7 @@ impl Mux {
                 record.also = also;
                 record.named_at = main.map_or(record.named_at, |named| named.at);
                 match key {
-                    Some(key) => self.route_to_session(cx, key, head, frame, (call, record), out),
+                    Some(key) => self.route_to_session(cx, key, head, frame, call, record, out),
                     None => self.route_anywhere(cx, frame, call, record, out),
                 }
             }

@@ -69,13 +69,23 @@ impl Kept {
 impl Mux {
     // What is kept.
 
-    /// Keeps a copy of a call that may be needed once more.
+    /// Whether a copy of this call may be wanted, as far as that does not depend on its size.
+    pub(super) fn may_copy(&self, cx: &Context<'_>, key: usize, call: &Call) -> bool {
+        if cx.settings.session_params == 0 {
+            return false;
+        }
+        let entry = &self.entries[key];
+        let quiet = |at| cx.now.saturating_duration_since(at) >= QUIET;
+        matches!(call.class, Class::Create | Class::Resume)
+            || call.effect.is_repeatable()
+            || call.effect == Effect::Answer
+            || entry.attached && entry.kept.is_some() && entry.answered.is_none_or(quiet)
+    }
+
+    /// Keeps a copy of a call that may be needed once more: if it [may](Self::may_copy).
     pub(super) fn keep_copy(&mut self, cx: &Context<'_>, key: usize, id: &RequestId, body: &[u8]) {
         let limit = cx.settings.session_params;
         let entry = &self.entries[key];
-        if limit == 0 {
-            return;
-        }
         let Some(call) = self.calls.get(id) else {
             return;
         };

@@ -109,13 +109,15 @@ impl Mux {
 
     /// A call that names a session: straight on if this connection hears it already, else the
     /// shell is asked where it is.
+    #[allow(clippy::too_many_arguments, reason = "a call is too large to be moved")]
     pub(super) fn route_to_session(
         &mut self,
         cx: &Context<'_>,
         key: usize,
         head: &Head,
         frame: Frame<'_>,
-        (id, mut record): (RequestId, Call),
+        id: RequestId,
+        mut record: Call,
         out: &mut Outbox,
     ) {
         let purpose = Call::purpose(record.class);
@@ -456,32 +458,28 @@ impl Mux {
         has_history: bool,
         out: &mut Outbox,
     ) {
-        if let Some(call) = self.calls.get(&id)
-            && let Some(error) = self.beyond_member(key, call, head, frame.body())
-        {
+        let Some(call) = self.calls.get(&id) else {
+            return;
+        };
+        let (class, effect) = (call.class, call.effect);
+        let copies = self.may_copy(cx, key, call);
+        let refused = self.beyond_member(key, call, head, frame.body());
+        if let Some(error) = refused.or_else(|| self.foreign_turn(cx, key, class)) {
             self.fail(cx, &id, &error, out);
             return;
         }
-        let names_interest = |call: &Call| call.effect == Effect::Disinterest;
-        if self.calls.get(&id).is_some_and(names_interest)
+        if effect == Effect::Disinterest
             && let Some(body) = self.name_interest(key, frame.body())
         {
             frame = Frame::Kept(body);
         }
-        self.keep_copy(cx, key, &id, frame.body());
-        let Some(call) = self.calls.get_mut(&id) else {
-            return;
-        };
-        let entry = &self.entries[key];
-        call.attachment = entry.attached.then_some(entry.attachments);
-        let class = call.class;
-        if let Some(error) = self.foreign_turn(cx, key, class) {
-            self.fail(cx, &id, &error, out);
-            return;
+        if copies {
+            self.keep_copy(cx, key, &id, frame.body());
         }
         let (entry, Some(call)) = (&self.entries[key], self.calls.get_mut(&id)) else {
             return;
         };
+        call.attachment = entry.attached.then_some(entry.attachments);
         if let Class::Send(_) = class {
             if head.wait {
                 call.class = Class::Send(SendKind::TurnEnd);

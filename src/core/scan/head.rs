@@ -17,12 +17,14 @@ const LONGEST_KEY: usize = 32;
 /// From behind a method to the params that follow it: `","params":`.
 const PARAMS_BEHIND_METHOD: usize = 11;
 
-/// Reads a whole body.
-pub(super) fn read(body: &[u8], surrogates: Surrogates) -> Result<Head, Reject> {
+/// Reads a whole body. With its head comes the body as text.
+pub(super) fn read(body: &[u8], surrogates: Surrogates) -> Result<(Head, &str), Reject> {
     let mut reader = Reader::new(body, surrogates)?;
+    // Nothing else is accepted.
+    let text = reader.cursor.text.unwrap_or_default();
     match reader.request() {
-        Some(head) => Ok(head),
-        None => reader.read(),
+        Some(head) => Ok((head, text)),
+        None => reader.read().map(|head| (head, text)),
     }
 }
 

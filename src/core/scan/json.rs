@@ -101,6 +101,8 @@ pub(super) struct Cursor<'a> {
     /// Offset of the first byte that is not UTF-8; the length of the body if all is.
     pub(super) valid: usize,
     pub(super) surrogates: Surrogates,
+    /// The body, if all of it was found to be UTF-8.
+    pub(super) text: Option<&'a str>,
 }
 
 impl<'a> Cursor<'a> {
@@ -108,12 +110,13 @@ impl<'a> Cursor<'a> {
     pub(super) fn new(body: &'a [u8], surrogates: Surrogates) -> Self {
         // Once over the whole body is much faster than string by string, and finds the same:
         // outside of strings only ASCII is accepted, and quotes are ASCII.
-        let valid = std::str::from_utf8(body).map_or_else(|error| error.valid_up_to(), str::len);
+        let text = std::str::from_utf8(body);
         Self {
             body,
             at: 0,
-            valid,
+            valid: text.map_or_else(|error| error.valid_up_to(), str::len),
             surrogates,
+            text: text.ok(),
         }
     }
 
@@ -124,6 +127,7 @@ impl<'a> Cursor<'a> {
             at: 0,
             valid: body.len(),
             surrogates,
+            text: None,
         }
     }
 

@@ -104,6 +104,15 @@ impl Text {
         Cow::Owned(String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// The same of a body that is known to be text: of few strings it is asked again.
+    #[inline]
+    pub fn within<'a>(&self, body: &'a str) -> Cow<'a, str> {
+        match body.get(self.span.range()) {
+            Some(text) if !self.escaped => Cow::Borrowed(text),
+            _ => self.get(body.as_bytes()),
+        }
+    }
+
     /// What is meant, if that is what is written; otherwise see [`get`](Self::get).
     pub fn plain<'a>(&self, body: &'a [u8]) -> Option<&'a str> {
         if self.escaped {
@@ -215,6 +224,16 @@ pub struct Places {
 ///
 /// Exactly the bodies that the CLI would answer with -32700 or -32600 and `id:null`.
 pub fn scan(body: &[u8]) -> Result<Head, Reject> {
+    scan_text(body).map(|(head, _)| head)
+}
+
+/// The same, for who reads on in the body: with it comes the body as text, which it was found to be.
+///
+/// # Errors
+///
+/// As [`scan`].
+#[inline]
+pub fn scan_text(body: &[u8]) -> Result<(Head, &str), Reject> {
     head::read(body, string::Surrogates::Paired)
 }
 
