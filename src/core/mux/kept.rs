@@ -82,7 +82,7 @@ impl Mux {
             || entry.attached && entry.kept.is_some() && entry.answered.is_none_or(quiet)
     }
 
-    /// Keeps a copy of a call that may be needed once more: if it [may](Self::may_copy).
+    /// Keeps a copy of a call that may be needed once more: if [it may](Self::may_copy).
     pub(super) fn keep_copy(&mut self, cx: &Context<'_>, key: usize, id: &RequestId, body: &[u8]) {
         let limit = cx.settings.session_params;
         let entry = &self.entries[key];
@@ -102,7 +102,8 @@ impl Mux {
         let wanted = call.copy.is_none()
             && (opens || again && body.len() <= COPY && self.may_hold(body.len(), cx.settings));
         if wanted && let Some(call) = self.calls.get_mut(id) {
-            let mut copy = self.spare.pop().unwrap_or_default();
+            let spares = self.spares.get_or_insert_default();
+            let mut copy = spares.copies.pop().unwrap_or_default();
             copy.extend_from_slice(body);
             call.copy = Some(copy);
             self.held_bytes += body.len();
@@ -125,10 +126,10 @@ impl Mux {
             // A session is opened once, and read-only calls are many.
             && !call.attaches()
             && copy.capacity() <= SPARE_BYTES
-            && self.spare.len() < SPARES
+            && self.spares().copies.len() < SPARES
         {
             copy.clear();
-            self.spare.push(copy);
+            self.spares().copies.push(copy);
         }
     }
 

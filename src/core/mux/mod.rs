@@ -232,8 +232,8 @@ pub struct Mux {
     gates: Vec<(Instant, usize)>,
     /// Calls of our own that a backend owes an answer.
     own: Vec<Own>,
-    /// Memory for copies of calls, to be used again: the steady state allocates nothing.
-    spare: Vec<Vec<u8>>,
+    /// Memory to be used again; lent, where many machines share it.
+    spares: Option<Box<lent::Spares>>,
     /// Sessions whose last step of a take-over was answered just now, and whether by a success.
     opened: Vec<(usize, bool)>,
     /// Sessions that wait for their backend: being opened again, or with calls held because it is
@@ -283,7 +283,7 @@ impl Mux {
             claimed: 0,
             gates: Vec::new(),
             own: Vec::new(),
-            spare: Vec::new(),
+            spares: None,
             opened: Vec::new(),
             waiting: 0,
             freezing: false,

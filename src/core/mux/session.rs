@@ -141,7 +141,25 @@ pub(super) struct Turn {
 impl Turn {
     /// Behind a pointer: an idle session has no turn, and no room for one.
     pub(super) fn new(since: Instant, queued: Duration) -> Box<Self> {
-        Box::new(Self {
+        Box::new(Self::begun(since, queued, Vec::new()))
+    }
+
+    /// The same, in the memory of one that is over.
+    pub(super) fn anew(mut self: Box<Self>, since: Instant, queued: Duration) -> Box<Self> {
+        let unseen = std::mem::take(&mut self.unseen);
+        *self = Self::begun(since, queued, unseen);
+        self
+    }
+
+    /// It is over: only its memory is of use.
+    pub(super) fn forget(&mut self) {
+        self.unseen.clear();
+        self.unseen.shrink_to(4);
+        (self.missing, self.survived) = (Vec::new(), None);
+    }
+
+    fn begun(since: Instant, queued: Duration, unseen: Vec<String>) -> Self {
+        Self {
             confirmed: false,
             since,
             queued,
@@ -149,7 +167,7 @@ impl Turn {
             events: 0,
             bytes: 0,
             failed: false,
-            unseen: Vec::new(),
+            unseen,
             missing: Vec::new(),
             trace_id: None,
             events_seen: 0,
@@ -159,7 +177,7 @@ impl Turn {
             doubtful: false,
             works: 0,
             quelled: false,
-        })
+        }
     }
 
     /// It goes on, though this backend does not: what was queued there behind it is lost, by

@@ -9,7 +9,7 @@ use super::{
     lock::Start,
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
-    session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT, Turn},
+    session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT},
     tells::{
         TOOL_ASKED, Tells, acknowledged_id, event_mark, is_aborted, message_id, question,
         request_id,
@@ -86,7 +86,8 @@ impl Mux {
             Some(Class::Send(SendKind::TurnEnd)) => Opener::Steering,
             _ => Opener::Response,
         };
-        entry.gate = Some(Box::new(Gate {
+        let spares = self.spares.get_or_insert_default();
+        entry.gate = Some(spares.gate(Gate {
             call: call.clone(),
             opener,
             until: None,
@@ -94,7 +95,9 @@ impl Mux {
         // The end of a turn is told only to those who hear the session.
         if entry.is_here() {
             let queued = cx.now.saturating_duration_since(since);
-            let turn = entry.turn.get_or_insert_with(|| Turn::new(cx.now, queued));
+            let turn = entry
+                .turn
+                .get_or_insert_with(|| spares.turn(cx.now, queued));
             if turn.trace_id.is_none() {
                 turn.trace_id = trace_id;
             }
@@ -176,7 +179,8 @@ impl Mux {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        entry.gate = None;
+        let gate = entry.gate.take();
+        self.spares().keep_gate(gate);
         self.pass_next_send(cx, key, out);
         self.settle_entry(key);
     }
@@ -362,9 +366,11 @@ impl Mux {
     /// The turn that is expected, or one that nobody here has started, has begun.
     pub(super) fn confirm_turn(&mut self, cx: &Context<'_>, key: usize) {
         let entry = &mut self.entries[key];
-        let turn = entry
-            .turn
-            .get_or_insert_with(|| Turn::new(cx.now, Duration::ZERO));
+        let spares = &mut self.spares;
+        let turn = entry.turn.get_or_insert_with(|| {
+            let spares = spares.get_or_insert_default();
+            spares.turn(cx.now, Duration::ZERO)
+        });
         if !std::mem::replace(&mut turn.confirmed, true) {
             self.outputs.push_back(Output::TurnBegan(entry.id.clone()));
             self.watch(cx, key);
@@ -407,7 +413,8 @@ impl Mux {
         closed_by: ClosedBy,
         mark: Option<u64>,
     ) {
-        let Some(turn) = self.entries[key].turn.take().filter(|turn| turn.confirmed) else {
+        let turn = self.entries[key].turn.take();
+        let Some(mut turn) = turn.filter(|turn| turn.confirmed) else {
             return;
         };
         let backend = backend.unwrap_or_else(|| {
@@ -442,10 +449,11 @@ impl Mux {
                 closed_by,
                 events: turn.events,
                 bytes: turn.bytes,
-                trace_id: turn.trace_id,
+                trace_id: turn.trace_id.take(),
             }),
             mark,
         ));
+        self.spares().keep_turn(turn);
     }
 
     /// The turn of this session will not be ended by its backend any more: the client is told so,
