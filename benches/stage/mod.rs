@@ -16,7 +16,7 @@ use taxiway::{
         identity::{Person, Principal},
         mux::{
             Alone, Commons, Context, CreateExisting, Located, Mux, Outbox, Output, Over, Settings,
-            SlotId,
+            SlotId, WallClock,
         },
         snapshot::{Mode, Snapshot},
         turnlock::{Ask, Terms, Verdict},
@@ -158,7 +158,10 @@ impl Stage {
     ) -> usize {
         let cx = Context {
             now: self.now,
-            wall: SystemTime::UNIX_EPOCH,
+            clock: WallClock {
+                read: self.now,
+                said: SystemTime::UNIX_EPOCH,
+            },
             snapshot: &self.snapshot,
             settings: &self.settings,
             commons: self.commons.as_ref(),

@@ -25,7 +25,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as Task, Poll},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::time::Sleep;
@@ -209,7 +209,7 @@ impl Driver {
         let snapshot = self.shared.pool.snapshot();
         let cx = Context {
             now: self.opened,
-            wall: SystemTime::now(),
+            clock: wall_clock(self.opened),
             snapshot: &snapshot,
             settings: &rules.mux,
             commons: &*desk,
@@ -353,7 +353,7 @@ impl Driver {
     ) -> usize {
         let cx = Context {
             now,
-            wall: wall_clock(now),
+            clock: wall_clock(now),
             snapshot,
             settings: &self.rules.mux,
             commons: &*self.desk,
@@ -372,7 +372,7 @@ impl Driver {
         let (rules, desk) = (self.rules.clone(), self.desk.clone());
         let cx = Context {
             now,
-            wall: wall_clock(now),
+            clock: wall_clock(now),
             snapshot,
             settings: &rules.mux,
             commons: &*desk,

@@ -71,7 +71,7 @@ impl Mux {
             None => Standing::Good,
             // The clock on the wall may be set later; a proof runs out when it seemed to.
             Some(end) => {
-                let left = end.duration_since(cx.wall).unwrap_or_default();
+                let left = end.duration_since(cx.wall()).unwrap_or_default();
                 Standing::Until(cx.now + left.min(FAR))
             }
         };

@@ -211,7 +211,7 @@ impl Mux {
             Class::Ping => {
                 let message = head.params.and_then(|p| ping_message(p.of(body)));
                 let message = message.as_deref();
-                let size = out.write(Dest::Client, |b| reply::pong(b, token, message, cx.wall));
+                let size = out.write(Dest::Client, |b| reply::pong(b, token, message, cx.wall()));
                 self.tally
                     .add(Direction::BackendToClient, FrameKind::Response, size);
                 self.answered_here(class, CallOutcome::Ok);

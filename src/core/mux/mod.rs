@@ -169,14 +169,37 @@ pub struct Settings {
 pub struct Context<'a> {
     /// Monotonic now.
     pub now: Instant,
-    /// Wall clock, for time stamps inside answers.
-    pub wall: SystemTime,
+    /// Wall clock, for time stamps inside answers: [`Context::wall`].
+    pub clock: WallClock,
     /// The pool.
     pub snapshot: &'a Snapshot,
     /// The configuration.
     pub settings: &'a Settings,
     /// What all connections share.
     pub commons: &'a dyn Commons,
+}
+
+impl Context<'_> {
+    /// What the wall clock says now.
+    pub fn wall(&self) -> SystemTime {
+        self.clock.at(self.now)
+    }
+}
+
+/// What the wall clock said at a moment. Few steps ask for it, so nothing is reckoned before.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock {
+    /// The moment.
+    pub read: Instant,
+    /// What it said.
+    pub said: SystemTime,
+}
+
+impl WallClock {
+    /// What it says at `now`, if it goes as the monotonic one does.
+    fn at(&self, now: Instant) -> SystemTime {
+        self.said + now.saturating_duration_since(self.read)
+    }
 }
 
 /// Who sent a request to the client.

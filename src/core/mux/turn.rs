@@ -581,7 +581,7 @@ const ON_DISK: Duration = Duration::from_millis(300);
 fn stamp(cx: &Context<'_>, seed: u128) -> Stamp<'static> {
     Stamp {
         id: spread(seed),
-        at: cx.wall,
+        at: cx.wall(),
         parent: None,
     }
 }

@@ -27,7 +27,7 @@ impl Driver {
             &self.rules.principals,
             token.as_ref(),
             self.proved.as_deref(),
-            cx.wall,
+            cx.wall(),
         );
         match judged {
             Ok(proved) => {

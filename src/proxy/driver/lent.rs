@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Driver;
-use crate::core::mux::{Memory, OutboxMemory};
+use crate::core::mux::{Memory, OutboxMemory, WallClock};
 
 #[derive(Default)]
 struct Lent {
@@ -21,22 +21,22 @@ const SET: Duration = Duration::from_secs(1);
 
 thread_local! {
     static LENT: RefCell<Lent> = RefCell::default();
-    /// When the wall clock was read, and what it said.
-    static WALL: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
+    /// When the wall clock was read, and what it said; and until when that is believed.
+    static WALL: Cell<Option<(WallClock, Instant)>> = const { Cell::new(None) };
 }
 
 /// The wall clock's time at this moment, at most [`SET`] behind when somebody sets it: it stands in a
 /// few answers, and is asked for at each wake-up.
-pub(super) fn wall_clock(now: Instant) -> SystemTime {
-    if let Some((at, wall)) = WALL.get()
-        && let Some(since) = now.checked_duration_since(at)
-        && since < SET
+pub(super) fn wall_clock(now: Instant) -> WallClock {
+    if let Some((clock, until)) = WALL.get()
+        && (clock.read..until).contains(&now)
     {
-        return wall + since;
+        return clock;
     }
-    let wall = SystemTime::now();
-    WALL.set(Some((now, wall)));
-    wall
+    let said = SystemTime::now();
+    let clock = WallClock { read: now, said };
+    WALL.set(Some((clock, now + SET)));
+    clock
 }
 
 impl Driver {

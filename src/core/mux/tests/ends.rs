@@ -132,7 +132,10 @@ fn a_send_that_is_told_to_try_again_is_not_sent_by_the_shutdown() {
     let slot = rig.slot("a");
     let cx = crate::core::mux::Context {
         now: rig.now,
-        wall: std::time::SystemTime::UNIX_EPOCH,
+        clock: crate::core::mux::WallClock {
+            read: rig.now,
+            said: std::time::SystemTime::UNIX_EPOCH,
+        },
         snapshot: &rig.snapshot,
         settings: &rig.settings,
         commons: &crate::core::mux::Alone,

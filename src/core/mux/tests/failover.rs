@@ -45,7 +45,7 @@ use self::{
     wire::{Item, Link},
 };
 use super::{
-    super::{Context, SlotId},
+    super::{Context, SlotId, WallClock},
     rig::settings,
 };
 use crate::core::{
@@ -430,7 +430,10 @@ impl World {
         let mut out = std::mem::take(&mut self.out);
         let cx = Context {
             now: self.instant(),
-            wall: SystemTime::UNIX_EPOCH + Duration::from_micros(self.now),
+            clock: WallClock {
+                read: self.instant(),
+                said: SystemTime::UNIX_EPOCH + Duration::from_micros(self.now),
+            },
             snapshot: &snapshot,
             settings: &settings,
             commons: &*turns,

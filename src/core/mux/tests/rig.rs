@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::{
     Context, CreateExisting, Dest, Locate, Located, Mux, Note, Outbox, Output, Serve, Served,
-    Settings, SlotId,
+    Settings, SlotId, WallClock,
 };
 use crate::core::{
     access::Relation,
@@ -237,7 +237,10 @@ impl Rig {
     ) -> usize {
         let cx = Context {
             now: self.now,
-            wall: SystemTime::UNIX_EPOCH + (self.now - self.start),
+            clock: WallClock {
+                read: self.start,
+                said: SystemTime::UNIX_EPOCH,
+            },
             snapshot: &self.snapshot,
             settings: &self.settings,
             commons: &*self.turns,
