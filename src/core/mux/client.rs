@@ -180,8 +180,14 @@ impl Mux {
         let call = RequestId::read(id, body);
         let main = route::main_session(class, head, body);
         let session = main.map(|named| named.id.within(text));
+        let known = session.as_deref().and_then(|id| self.by_session.get(id));
+        let known = known.copied();
         // Anything else goes to any backend, which refuses it in its own words.
-        let named = session.as_deref().filter(|text| is_session_id(text));
+        let is_valid = |text: &&str| match known {
+            Some(key) => self.entries[key].is_valid,
+            None => is_session_id(text),
+        };
+        let named = session.as_deref().filter(is_valid);
         let asked = Asked {
             class,
             policy,
@@ -286,10 +292,8 @@ impl Mux {
                     self.close_if_quiet();
                     return;
                 }
-                let key = named.map(|session| match self.by_session.get(session) {
-                    Some(key) => *key,
-                    None => self.new_entry(session.into()),
-                });
+                let key =
+                    named.map(|session| known.unwrap_or_else(|| self.new_entry(session.into())));
                 let mut record = self.new_call(cx.now, class, &method);
                 record.also = also;
                 record.named_at = main.map_or(record.named_at, |named| named.at);

@@ -8,6 +8,7 @@ use std::{
 use slab::Slab;
 
 use super::{
+    client::is_session_id,
     kept::{Kept, Repeat},
     moving::Freeze,
     parking::Parked,
@@ -207,6 +208,8 @@ pub(super) struct Entry {
     pub(super) id: SessionId,
     /// The id reads as it is written, in JSON too.
     is_plain: bool,
+    /// The CLI takes the id for one.
+    pub(super) is_valid: bool,
     /// The upstream connection that serves it, once located.
     pub(super) slot: Option<SlotId>,
     /// Create or resume succeeded on that upstream connection.
@@ -294,6 +297,7 @@ impl Entry {
     pub(super) fn new(id: SessionId) -> Self {
         Self {
             is_plain: Plain::new(id.as_str()).is_some(),
+            is_valid: is_session_id(id.as_str()),
             id,
             slot: None,
             attached: false,

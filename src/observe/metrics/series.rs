@@ -3,9 +3,7 @@
 //! Looking a series up takes no lock and no hash. Must not grow without bound: past
 //! [`MOST`] values everything is counted under `other`.
 
-use std::{fmt, sync::Arc};
-
-use arc_swap::ArcSwap;
+use std::{fmt, sync::OnceLock};
 
 /// Most values of one label, `other` not counted.
 pub(super) const MOST: usize = 64;
@@ -15,49 +13,40 @@ pub(super) const OTHER: &str = "other";
 
 /// `K` is the label as the callers have it, `T` a handle of the `prometheus` crate (an `Arc`).
 pub(super) struct Series<K, T> {
-    known: ArcSwap<Vec<(K, T)>>,
+    /// In the order in which they became known; behind the first that is free all are.
+    known: Box<[OnceLock<(K, T)>; MOST]>,
     make: Box<dyn Fn(&str) -> T + Send + Sync>,
     /// Where everything past the bound goes; made when first needed.
-    other: std::sync::OnceLock<T>,
+    other: OnceLock<T>,
 }
 
 impl<K: Copy + Eq + ToString, T: Clone> Series<K, T> {
     /// `make` makes, or finds, the series of a label value.
     pub(super) fn new(make: impl Fn(&str) -> T + Send + Sync + 'static) -> Self {
         Self {
-            known: ArcSwap::from_pointee(Vec::new()),
+            known: Box::new([const { OnceLock::new() }; MOST]),
             make: Box::new(make),
-            other: std::sync::OnceLock::new(),
+            other: OnceLock::new(),
         }
     }
 
     /// Does something with the series of a label value.
     pub(super) fn with(&self, label: K, act: impl FnOnce(&T)) {
-        let known = self.known.load();
-        if let Some((_, series)) = known.iter().find(|(k, _)| *k == label) {
-            act(series);
-        } else if known.len() >= MOST {
-            act(self.other.get_or_init(|| (self.make)(OTHER)));
-        } else {
-            // Two threads may come here with one label: `make` gives both the same series.
-            let series = (self.make)(&label.to_string());
-            act(&series);
-            self.known.rcu(|known| {
-                let mut longer = Vec::clone(known);
-                if longer.len() < MOST && !longer.iter().any(|(k, _)| *k == label) {
-                    longer.push((label, series.clone()));
-                }
-                Arc::new(longer)
-            });
+        for place in &*self.known {
+            // Two threads may come here with one label, or with two: the second goes on from what the
+            // first has put there.
+            let (known, series) = place.get_or_init(|| (label, (self.make)(&label.to_string())));
+            if *known == label {
+                return act(series);
+            }
         }
+        act(self.other.get_or_init(|| (self.make)(OTHER)));
     }
 }
 
 impl<K, T> fmt::Debug for Series<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Series")
-            .field("known", &self.known.load().len())
-            .finish_non_exhaustive()
+        f.debug_struct("Series").finish_non_exhaustive()
     }
 }
 
