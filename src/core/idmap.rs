@@ -111,13 +111,14 @@ impl Hash for RequestId {
 /// grows with the calls that there are.
 const FEW: usize = 16;
 
-/// Calls of the client that await a response, with what the multiplexer keeps of each.
+/// Calls of the client that await a response, with what the multiplexer keeps of each: behind a
+/// pointer, since that is much, and moves in and out with each call.
 #[derive(Debug)]
 pub struct Calls<T> {
     /// All of them, while there are few.
-    few: Vec<(RequestId, T)>,
+    few: Vec<(RequestId, Box<T>)>,
     /// All of them, once there were more, until there is none.
-    many: Rare<RequestId, T>,
+    many: Rare<RequestId, Box<T>>,
     /// Sum of what the ids keep on the heap.
     id_bytes: usize,
 }
@@ -134,7 +135,7 @@ impl<T> Default for Calls<T> {
 
 /// Memory for a few [`Calls`], without any in it.
 #[derive(Debug)]
-pub struct CallsMemory<T>(Vec<(RequestId, T)>);
+pub struct CallsMemory<T>(Vec<(RequestId, Box<T>)>);
 
 impl<T> Calls<T> {
     /// Whether there is no call, and no memory for any.
@@ -163,8 +164,8 @@ impl<T> Calls<T> {
 
     /// All calls, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&RequestId, &T)> {
-        let few = self.few.iter().map(|(id, call)| (id, call));
-        few.chain(&self.many)
+        let few = self.few.iter().map(|(id, call)| (id, &**call));
+        few.chain(self.many.iter().map(|(id, call)| (id, &**call)))
     }
 
     /// Whether a call with this id awaits its response.
@@ -174,7 +175,7 @@ impl<T> Calls<T> {
 
     /// Enters a call; false, and nothing changed, if its id is taken.
     #[inline]
-    pub fn insert(&mut self, id: RequestId, call: T) -> bool {
+    pub fn insert(&mut self, id: RequestId, call: Box<T>) -> bool {
         if self.contains(&id) {
             return false;
         }
@@ -195,7 +196,7 @@ impl<T> Calls<T> {
         match self.place(id) {
             Some(at) => Some(&self.few[at].1),
             None if self.many.is_empty() => None,
-            None => self.many.get(id),
+            None => self.many.get(id).map(|call| &**call),
         }
     }
 
@@ -205,7 +206,7 @@ impl<T> Calls<T> {
         match self.place(id) {
             Some(at) => Some(&mut self.few[at].1),
             None if self.many.is_empty() => None,
-            None => self.many.get_mut(id),
+            None => self.many.get_mut(id).map(|call| &mut **call),
         }
     }
 
@@ -217,10 +218,8 @@ impl<T> Calls<T> {
 
     /// Takes the call out: it is answered.
     #[inline]
-    pub fn remove(&mut self, id: &RequestId) -> Option<T> {
+    pub fn remove(&mut self, id: &RequestId) -> Option<Box<T>> {
         let call = match self.place(id) {
-            // Mostly it is alone, and a call is large: it is moved no more often than has to be.
-            Some(at) if at + 1 == self.few.len() => self.few.pop().map(|(_, call)| call),
             Some(at) => Some(self.few.swap_remove(at).1),
             None if self.many.is_empty() => None,
             None => self.many.remove(id),
@@ -232,7 +231,7 @@ impl<T> Calls<T> {
     }
 
     /// Takes out all calls that `gone` is true for, in no order.
-    pub fn drain_where(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<(RequestId, T)> {
+    pub fn drain_where(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<(RequestId, Box<T>)> {
         let ids: Vec<RequestId> = self
             .iter()
             .filter(|(_, call)| gone(call))
@@ -352,10 +351,10 @@ mod tests {
             for (at, (id, enters)) in steps.into_iter().enumerate() {
                 let key = RequestId::Int(id);
                 if enters {
-                    prop_assert_eq!(calls.insert(key.clone(), at), !table.contains_key(&id));
+                    prop_assert_eq!(calls.insert(key.clone(), Box::new(at)), !table.contains_key(&id));
                     table.entry(id).or_insert(at);
                 } else {
-                    prop_assert_eq!(calls.remove(&key), table.remove(&id));
+                    prop_assert_eq!(calls.remove(&key).map(|at| *at), table.remove(&id));
                 }
                 prop_assert_eq!(calls.get(&key), table.get(&id));
                 prop_assert_eq!(calls.get_mut(&key).map(|at| *at), table.get(&id).copied());

@@ -201,9 +201,9 @@ impl Mux {
     pub(super) fn hold_repeatable(
         &mut self,
         cx: &Context<'_>,
-        lost: Vec<(RequestId, Call)>,
+        lost: Vec<(RequestId, Box<Call>)>,
         died: bool,
-    ) -> Vec<(RequestId, Call)> {
+    ) -> Vec<(RequestId, Box<Call>)> {
         let mut again: Vec<(SessionId, Vec<Held>)> = Vec::new();
         let mut rest = Vec::new();
         for (id, mut call) in lost {

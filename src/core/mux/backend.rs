@@ -531,6 +531,7 @@ impl Mux {
             }
         }
         self.recycle(&mut call);
+        self.spares().keep_call(call);
         true
     }
 

@@ -152,9 +152,9 @@ impl Call {
 
 impl Mux {
     /// A call that has just come.
-    pub(super) fn new_call(&mut self, now: Instant, class: Class, method: &str) -> Call {
+    pub(super) fn new_call(&mut self, now: Instant, class: Class, method: &str) -> Box<Call> {
         self.next_serial += 1;
-        Call {
+        let call = Call {
             serial: self.next_serial,
             named_at: NamedAt::Session,
             also: Vec::new(),
@@ -178,11 +178,12 @@ impl Mux {
             withheld: None,
             vouching: None,
             attachment: None,
-        }
+        };
+        self.spares().call(call)
     }
 
     /// Takes a call out of the table because its answer is here, and gives back what it counts for.
-    pub(super) fn take_call(&mut self, cx: &Context<'_>, id: &RequestId) -> Option<Call> {
+    pub(super) fn take_call(&mut self, cx: &Context<'_>, id: &RequestId) -> Option<Box<Call>> {
         let call = self.calls.remove(id)?;
         self.settle(cx, &call);
         Some(call)
@@ -192,7 +193,7 @@ impl Mux {
     pub(super) fn drain_calls(
         &mut self,
         gone: impl FnMut(&Call) -> bool,
-    ) -> Vec<(RequestId, Call)> {
+    ) -> Vec<(RequestId, Box<Call>)> {
         let mut calls = self.calls.drain_where(gone);
         calls.sort_unstable_by_key(|(_, call)| call.serial);
         calls
@@ -226,7 +227,7 @@ impl Mux {
         &mut self,
         cx: &Context<'_>,
         id: &RequestId,
-        call: Call,
+        call: Box<Call>,
         error: &ProxyError,
         out: &mut Outbox,
     ) {

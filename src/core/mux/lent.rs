@@ -29,8 +29,8 @@ const OUTPUTS: usize = 64;
 /// Machines at a time whose calls memory is kept for.
 const CALLS: usize = 64;
 
-/// Turns at a time whose memory is kept.
-const TURNS: usize = 64;
+/// Calls, and turns, at a time whose memory is kept.
+const AT_A_TIME: usize = 64;
 
 /// Pieces of memory that come and go with calls and turns, to be used again: the steady state
 /// allocates nothing for them.
@@ -38,13 +38,35 @@ const TURNS: usize = 64;
 pub(super) struct Spares {
     /// For copies of calls.
     pub(super) copies: Vec<Vec<u8>>,
-    #[expect(clippy::vec_box, reason = "they stand in entries as boxes")]
+    #[expect(clippy::vec_box, reason = "they stand in tables as boxes")]
+    calls: Vec<Box<Call>>,
+    #[expect(clippy::vec_box, reason = "as above")]
     turns: Vec<Box<Turn>>,
     #[expect(clippy::vec_box, reason = "as above")]
     gates: Vec<Box<Gate>>,
 }
 
 impl Spares {
+    /// A call that has come.
+    pub(super) fn call(&mut self, call: Call) -> Box<Call> {
+        match self.calls.pop() {
+            Some(mut old) => {
+                *old = call;
+                old
+            }
+            None => Box::new(call),
+        }
+    }
+
+    /// One that is over.
+    pub(super) fn keep_call(&mut self, mut call: Box<Call>) {
+        if self.calls.len() < AT_A_TIME && call.kept_bytes() == 0 {
+            (call.session, call.vouching) = (None, None);
+            (call.also, call.avoided) = (Vec::new(), Vec::new());
+            self.calls.push(call);
+        }
+    }
+
     /// A turn that begins.
     pub(super) fn turn(&mut self, since: Instant, queued: Duration) -> Box<Turn> {
         match self.turns.pop() {
@@ -55,7 +77,7 @@ impl Spares {
 
     /// One that is over.
     pub(super) fn keep_turn(&mut self, mut turn: Box<Turn>) {
-        if self.turns.len() < TURNS {
+        if self.turns.len() < AT_A_TIME {
             turn.forget();
             self.turns.push(turn);
         }
@@ -74,7 +96,7 @@ impl Spares {
 
     /// One that is open.
     pub(super) fn keep_gate(&mut self, gate: Option<Box<Gate>>) {
-        if self.gates.len() < TURNS {
+        if self.gates.len() < AT_A_TIME {
             // A long id is as long as its client likes.
             self.gates
                 .extend(gate.filter(|gate| gate.call.heap_bytes() == 0));

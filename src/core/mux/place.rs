@@ -42,7 +42,7 @@ impl Mux {
         cx: &Context<'_>,
         frame: Frame<'_>,
         id: RequestId,
-        record: Call,
+        record: Box<Call>,
         out: &mut Outbox,
     ) {
         // A create without an id is a placement like any other.
@@ -117,7 +117,7 @@ impl Mux {
         head: &Head,
         frame: Frame<'_>,
         id: RequestId,
-        mut record: Call,
+        mut record: Box<Call>,
         out: &mut Outbox,
     ) {
         let purpose = Call::purpose(record.class);

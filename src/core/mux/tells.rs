@@ -87,9 +87,6 @@ pub(super) fn acknowledged_id(result: &[u8]) -> Option<String> {
 /// Whether a `session.idle` ends a turn that was aborted. Few do, and every turn has one: what does not
 /// name it is not read.
 pub(super) fn is_aborted(body: &[u8]) -> bool {
-    if behind_plain_data(body).is_some() {
-        return false;
-    }
     let named = memchr_iter(b'b', body).any(|at| body[at..].starts_with(b"borted"));
     let may_be_escaped = || memchr(b'\\', body).is_some();
     (named || may_be_escaped()) && scan::is_true_at(body, &["params", "event", "data", "aborted"])
@@ -129,20 +126,26 @@ fn mark_of(id: &[u8]) -> u64 {
         })
 }
 
+/// What a `session.idle` says: whether it ends a turn that was aborted, and what stands for it.
+pub(super) fn end_of_turn(body: &[u8]) -> (bool, Option<u64>) {
+    const NEXT: &[u8] = br#","timestamp":""#;
+    let Some(rest) = behind_plain_data(body) else {
+        return (is_aborted(body), event_mark(body));
+    };
+    // Then its id is mostly the next that is said, and said once.
+    let rest = rest.strip_prefix(br#","ephemeral":true"#).unwrap_or(rest);
+    if let Some(id) = rest.strip_prefix(br#","id":""#)
+        && let Some(end) = memchr(b'"', id)
+        && id[end + 1..].starts_with(NEXT)
+    {
+        return (false, Some(mark_of(&id[..end])));
+    }
+    (false, event_mark(body))
+}
+
 /// What stands for the event of this body, whoever hears it: its `id`, which the CLI writes behind
 /// all that may hold another one. Read from the end, since every turn has such an event.
-pub(super) fn event_mark(body: &[u8]) -> Option<u64> {
-    const NEXT: &[u8] = br#","timestamp":""#;
-    if let Some(rest) = behind_plain_data(body) {
-        // Then it is mostly the next that is said, and said once.
-        let rest = rest.strip_prefix(br#","ephemeral":true"#).unwrap_or(rest);
-        if let Some(id) = rest.strip_prefix(br#","id":""#)
-            && let Some(end) = memchr(b'"', id)
-            && id[end + 1..].starts_with(NEXT)
-        {
-            return Some(mark_of(&id[..end]));
-        }
-    }
+fn event_mark(body: &[u8]) -> Option<u64> {
     let mut end = body.len();
     // This letter is rare there, other than quotes and colons: to go from one to the next is cheaper
     // than to look for a word.
@@ -183,6 +186,7 @@ mod tests {
             let body = frame(&format!(
                 r#"{{"type":"session.idle","data":{data},"id":"b"}}"#
             ));
+            assert_eq!(end_of_turn(&body), (aborted, event_mark(&body)), "{data}");
             assert_eq!(is_aborted(&body), aborted, "{data}");
         }
     }
@@ -233,7 +237,9 @@ mod tests {
                 let idle = format!(
                     r#"{{"type":"session.idle","data":{data}{more},"id":"e-1","timestamp":"t","parentId":null}}"#
                 );
-                assert_eq!(event_mark(&frame(&idle)), event_mark(&body), "{idle}");
+                let aborted = data.contains("aborted");
+                let end = end_of_turn(&frame(&idle));
+                assert_eq!(end, (aborted, event_mark(&body)), "{idle}");
             }
         }
         for odd in [

@@ -10,10 +10,7 @@ use super::{
     outbox::{Dest, Outbox},
     parking::KEPT_BODY,
     session::{Asked, Gate, Held, MAX_UNSEEN, Opener, Rest, STEERING_WAIT},
-    tells::{
-        TOOL_ASKED, Tells, acknowledged_id, event_mark, is_aborted, message_id, question,
-        request_id,
-    },
+    tells::{TOOL_ASKED, Tells, acknowledged_id, end_of_turn, message_id, question, request_id},
     upstream::{Phase, SlotId},
 };
 use crate::core::{
@@ -279,9 +276,9 @@ impl Mux {
                 self.count_event(cx.now, key, body.len());
                 self.entries[key].rest = Rest::Nothing;
                 self.tell_missing(cx, key, out);
-                let aborted = is_aborted(body);
+                let (aborted, mark) = end_of_turn(body);
                 if let Some(taking) = &mut self.entries[key].taking {
-                    taking.ended = Some((aborted, event_mark(body)));
+                    taking.ended = Some((aborted, mark));
                 }
                 if let Some(turn) = &self.entries[key].turn {
                     let outcome = turn.outcome(aborted);
@@ -290,7 +287,7 @@ impl Mux {
                     } else {
                         ClosedBy::Backend
                     };
-                    self.record_turn(cx, key, None, outcome, by, event_mark(body));
+                    self.record_turn(cx, key, None, outcome, by, mark);
                     if aborted {
                         self.entries[key].void_asked();
                     } else {
