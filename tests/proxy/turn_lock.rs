@@ -45,7 +45,7 @@ async fn many(client: &Client, session: &str, name: &str, count: usize) -> usize
         let own = format!("{name} {n}.");
         let mark = client.mark();
         client
-            .send(session, &format!("{own} [[len 4]] [[slow 2]]"))
+            .send(session, &format!("{own} [[len 4]] [[slow 10]]"))
             .await;
         let mut from = mark;
         let mut foreign = 0;
