@@ -128,9 +128,8 @@ impl Mux {
             self.outputs.shrink_to(OUTPUTS);
             std::mem::swap(&mut self.outputs, &mut memory.outputs);
         }
-        if memory.spares.is_none() {
-            memory.spares = self.spares.take();
-        }
+        let spares = self.spares.take();
+        memory.spares = memory.spares.take().or(spares);
         if let Some(calls) = self.calls.give_back()
             && memory.calls.len() < CALLS
         {
