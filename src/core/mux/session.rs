@@ -94,6 +94,24 @@ struct Settled {
     is_behind: bool,
 }
 
+/// What turns of a session have waited for. Behind a pointer, since idle sessions have none of it.
+#[derive(Debug, Default)]
+struct Past {
+    /// What was answered in this turn, the last of it.
+    settled: VecDeque<Settled>,
+    /// What turns have asked that were aborted or told as over, since the last one that was not.
+    void: Vec<String>,
+}
+
+impl Past {
+    /// Nothing of this is to be answered any more.
+    fn avoid(&mut self, requests: impl IntoIterator<Item = String>) {
+        self.void.extend(requests);
+        let more = self.void.len().saturating_sub(MAX_UNSEEN);
+        self.void.drain(..more);
+    }
+}
+
 /// What may be left of a turn that the client was told to be over, before its backend had said so:
 /// nothing of it may go on, and its end is not told again. Until the next turn begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -239,10 +257,8 @@ pub(super) struct Entry {
     pub(super) reopening: Option<Box<Reopening>>,
     /// Tools and permissions that the turn waits for, by `requestId`: they outlive their process.
     pub(super) asked: Vec<Asked>,
-    /// Those that were answered in this turn, the last of them.
-    settled: VecDeque<Settled>,
-    /// Those of turns that were aborted or told as over since the last one that was not.
-    void: Vec<String>,
+    /// What it does not wait for any more.
+    past: Option<Box<Past>>,
     /// Answers to such that were acknowledged in this turn: they may not be on disk.
     pub(super) answers: Vec<Repeat>,
     /// What may be left of a turn that the client was told to be over.
@@ -314,8 +330,7 @@ impl Entry {
             freeze: None,
             reopening: None,
             asked: Vec::new(),
-            settled: VecDeque::new(),
-            void: Vec::new(),
+            past: None,
             answers: Vec::new(),
             rest: Rest::Nothing,
             shown_at: None,
@@ -367,16 +382,15 @@ impl Entry {
     pub(super) fn settle(&mut self, request: String) -> bool {
         let before = self.asked.len();
         self.asked.retain(|asked| asked.id != request);
-        if self.settled.iter().all(|settled| settled.id != request) {
-            if self.settled.len() >= MAX_UNSEEN {
-                self.settled.pop_front();
+        let settled = &mut self.past().settled;
+        if settled.iter().all(|settled| settled.id != request) {
+            if settled.len() >= MAX_UNSEEN {
+                settled.pop_front();
             }
-            let is_behind = false;
-            let settled = Settled {
+            settled.push_back(Settled {
                 id: request,
-                is_behind,
-            };
-            self.settled.push_back(settled);
+                is_behind: false,
+            });
         }
         self.asked.len() < before
     }
@@ -385,13 +399,15 @@ impl Entry {
     /// again, an answer to it would take the turn back there.
     pub(super) fn leave_answers_behind(&mut self) {
         self.answers.clear();
-        for settled in &mut self.settled {
-            settled.is_behind = true;
+        if let Some(past) = &mut self.past {
+            for settled in &mut past.settled {
+                settled.is_behind = true;
+            }
         }
     }
 
     pub(super) fn is_behind(&self, request: &str) -> bool {
-        let mut settled = self.settled.iter();
+        let mut settled = self.settled();
         settled.any(|settled| settled.is_behind && settled.id == request)
     }
 
@@ -404,7 +420,7 @@ impl Entry {
 
     /// Whether this was answered.
     pub(super) fn is_settled(&self, request: &str) -> bool {
-        self.settled.iter().any(|settled| settled.id == request)
+        self.settled().any(|settled| settled.id == request)
     }
 
     /// Whether the client was asked this, or it is answered.
@@ -414,18 +430,21 @@ impl Entry {
 
     /// The turn waits for nothing any more.
     pub(super) fn forget_asked(&mut self) {
-        self.void = Vec::new();
         self.stop_waiting();
+        self.past = None;
     }
 
     /// The same of one that was aborted, or told as over. An answer that comes right behind an abort is
     /// taken, and takes the turn up again (docs/protocol.md): none is passed on any more.
     pub(super) fn void_asked(&mut self) {
         // What is answered may have been so in a process that is gone, and be given again.
-        let settled = self.settled.drain(..).map(|settled| settled.id);
-        let asked = self.asked.drain(..).map(|asked| asked.id);
-        self.void.extend(settled.chain(asked));
-        self.bound_void();
+        let asked = std::mem::take(&mut self.asked);
+        if !asked.is_empty() || self.past.is_some() {
+            let past = self.past();
+            let settled = std::mem::take(&mut past.settled);
+            let settled = settled.into_iter().map(|settled| settled.id);
+            past.avoid(settled.chain(asked.into_iter().map(|asked| asked.id)));
+        }
         self.stop_waiting();
     }
 
@@ -443,19 +462,20 @@ impl Entry {
     /// aborted leaves a turn that waits for the same.
     pub(super) fn void_until_lost(&mut self) {
         // What is known as answered may not be so there.
-        let settled = self.settled.iter().map(|settled| settled.id.clone());
+        let settled = self.settled().map(|settled| settled.id.clone());
         let asked = self.asked.iter().map(|asked| asked.id.clone());
-        self.void.extend(settled.chain(asked));
-        self.bound_void();
+        let all: Vec<String> = settled.chain(asked).collect();
+        if !all.is_empty() {
+            self.past().avoid(all);
+        }
     }
 
     /// It asks this; `aborts`: while an abort of ours is under way, which the question has crossed.
     pub(super) fn ask_anew(&mut self, request: &str, aborts: bool) {
         if aborts || self.rest == Rest::Runs {
-            self.void.push(request.to_owned());
-            self.bound_void();
-        } else {
-            self.void.retain(|id| id != request);
+            self.past().avoid([request.to_owned()]);
+        } else if let Some(past) = &mut self.past {
+            past.void.retain(|id| id != request);
         }
     }
 
@@ -464,26 +484,34 @@ impl Entry {
         self.asked.iter().any(|asked| !self.is_void(&asked.id))
     }
 
-    fn bound_void(&mut self) {
-        let more = self.void.len().saturating_sub(MAX_UNSEEN);
-        self.void.drain(..more);
-    }
-
     /// What it has asked may be answered: its client itself has opened the session, and what that says
     /// of a turn is the newest word; or the turn has outlived the process that was to abort it.
     pub(super) fn revive_asked(&mut self) {
-        self.void = Vec::new();
+        if let Some(past) = &mut self.past {
+            past.void.clear();
+        }
     }
 
     /// Whether an answer to this would be to a turn that is over.
     pub(super) fn is_void(&self, request: &str) -> bool {
-        self.void.iter().any(|id| id == request)
+        let past = self.past.as_ref();
+        past.is_some_and(|past| past.void.iter().any(|id| id == request))
     }
 
     fn stop_waiting(&mut self) {
         self.asked.clear();
-        self.settled.clear();
+        if let Some(past) = &mut self.past {
+            past.settled.clear();
+        }
         self.answers.clear();
+    }
+
+    fn past(&mut self) -> &mut Past {
+        self.past.get_or_insert_default()
+    }
+
+    fn settled(&self) -> impl Iterator<Item = &Settled> {
+        self.past.iter().flat_map(|past| &past.settled)
     }
 
     /// Whether nothing is left that needs the entry.

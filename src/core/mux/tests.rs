@@ -88,6 +88,6 @@ impl Commons for RefCell<Locks> {
 #[test]
 fn an_idle_machine_takes_no_more_than_it_did() {
     assert!(size_of::<Mux>() <= 688, "{}", size_of::<Mux>());
-    assert!(size_of::<Entry>() <= 352, "{}", size_of::<Entry>());
+    assert!(size_of::<Entry>() <= 304, "{}", size_of::<Entry>());
     assert!(size_of::<Upstream>() <= 176, "{}", size_of::<Upstream>());
 }
