@@ -377,7 +377,8 @@ scenario("with a fence command the hung server is ended before its sessions move
     mode: "taxiway", routing: "shared-storage", servers: 2,
     config: (root) => {
       const fence = { fence_command: [script(root), "{name}"], fence_timeout: "5s" };
-      return { failover: { ...settings.failover, ...fence } };
+      // Two servers start beside the pool's three: a starved one must not be given up for hung.
+      return { failover: { hang_timeout: `${2 * HANG_MS}ms`, ...fence } };
     },
   });
   kit.later(() => fenced.stop());
