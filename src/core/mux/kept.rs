@@ -78,29 +78,21 @@ impl Mux {
         let quiet = |at| cx.now.saturating_duration_since(at) >= QUIET;
         matches!(call.class, Class::Create | Class::Resume)
             || call.effect.is_repeatable()
-            || call.effect == Effect::Answer
             || entry.attached && entry.kept.is_some() && entry.answered.is_none_or(quiet)
     }
 
     /// Keeps a copy of a call that may be needed once more: if [it may](Self::may_copy).
-    pub(super) fn keep_copy(&mut self, cx: &Context<'_>, key: usize, id: &RequestId, body: &[u8]) {
-        let limit = cx.settings.session_params;
-        let entry = &self.entries[key];
+    pub(super) fn keep_copy(&mut self, cx: &Context<'_>, id: &RequestId, body: &[u8]) {
         let Some(call) = self.calls.get(id) else {
             return;
         };
         let opens = matches!(call.class, Class::Create | Class::Resume);
-        let quiet = || {
-            let quiet = |at| cx.now.saturating_duration_since(at) >= QUIET;
-            entry.answered.is_none_or(quiet) && entry.attached && entry.kept.is_some()
-        };
-        let again = call.effect.is_repeatable() || quiet();
-        if opens && body.len() > limit {
+        if opens && body.len() > cx.settings.session_params {
             self.limit_hit("limits.session_params");
             return;
         }
         let wanted = call.copy.is_none()
-            && (opens || again && body.len() <= COPY && self.may_hold(body.len(), cx.settings));
+            && (opens || body.len() <= COPY && self.may_hold(body.len(), cx.settings));
         if wanted && let Some(call) = self.calls.get_mut(id) {
             let spares = self.spares.get_or_insert_default();
             let mut copy = spares.copies.pop().unwrap_or_default();
@@ -268,8 +260,9 @@ impl Mux {
         serde_json::to_vec(&value).ok()
     }
 
-    /// Holds an answer back until what it acknowledges is on disk: within some 150 ms after it a
-    /// crash would undo it (docs/protocol.md). Whether it does.
+    /// Holds an answer back, to a call that [wants it](Effect::wants_save), until what it acknowledges
+    /// is on disk: within some 150 ms after it a crash would undo it (docs/protocol.md). Whether it
+    /// does.
     pub(super) fn withhold(
         &mut self,
         cx: &Context<'_>,
@@ -278,7 +271,7 @@ impl Mux {
         body: &[u8],
         out: &mut Outbox,
     ) -> bool {
-        let Some(call) = self.calls.get(id).filter(|call| call.effect.wants_save()) else {
+        let Some(call) = self.calls.get(id) else {
             return false;
         };
         let key = self.key_of(call).filter(|_| call.withheld.is_none());

@@ -474,7 +474,7 @@ impl Mux {
             frame = Frame::Kept(body);
         }
         if copies {
-            self.keep_copy(cx, key, &id, frame.body());
+            self.keep_copy(cx, &id, frame.body());
         }
         let (entry, Some(call)) = (&self.entries[key], self.calls.get_mut(&id)) else {
             return;
