@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use memchr::memmem;
+
 /// What stands before and behind the values of a send.
 const SEND: [&[u8]; 4] = [
     br#"{"jsonrpc":"2.0","id":"#,
@@ -53,7 +55,13 @@ pub(crate) fn read_send(body: &[u8]) -> Option<Send<'_>> {
 }
 
 /// The answer to a send and the events of its turn, as one piece of bytes.
-pub(crate) struct Turn(Vec<u8>);
+pub(crate) struct Turn {
+    bytes: Vec<u8>,
+    /// Where the number of the turn stands in it, besides the answer: at the end of ids.
+    numbered: Vec<usize>,
+    /// How often it was used.
+    number: u64,
+}
 
 impl Turn {
     /// A turn of `events` events, the last of which is `session.idle`; a long one begins as real
@@ -77,30 +85,50 @@ impl Turn {
             };
             out.extend(event(session, kind, &fields));
         }
-        Self(out)
+        // As with a real server, no two turns have the message or the `session.idle` of another one:
+        // a proxy may take what it has heard before for an echo.
+        let message = memmem::find(&out, MESSAGE.as_bytes());
+        let idle = memmem::rfind(&out, EVENT_ID.as_bytes());
+        let ids = message.into_iter().chain(idle);
+        Self {
+            numbered: ids.map(|at| at + NUMBER.start).collect(),
+            bytes: out,
+            number: 0,
+        }
     }
 
     /// The bytes that answer the send with this id.
     pub(crate) fn answering(&mut self, id: &[u8]) -> &[u8] {
+        self.number += 1;
+        let number = format!("{:012x}", self.number);
         let answer = framed(&format!(
-            r#"{{"jsonrpc":"2.0","id":{},"result":{{"messageId":"{MESSAGE}"}}}}"#,
-            String::from_utf8_lossy(id)
+            r#"{{"jsonrpc":"2.0","id":{},"result":{{"messageId":"{}{number}"}}}}"#,
+            String::from_utf8_lossy(id),
+            &MESSAGE[..NUMBER.start],
         ));
         let start = ANSWER - answer.len();
-        self.0[start..ANSWER].copy_from_slice(&answer);
-        &self.0[start..]
+        self.bytes[start..ANSWER].copy_from_slice(&answer);
+        for at in &self.numbered {
+            self.bytes[*at..*at + NUMBER.len()].copy_from_slice(number.as_bytes());
+        }
+        &self.bytes[start..]
     }
 }
 
 const MESSAGE: &str = "872e421f-25dd-4618-b3d5-3cdd0246f60a";
 
+/// Of every event but those that end a turn.
+const EVENT_ID: &str = "b79c4e42-b41d-42f2-88a9-f77064e61e87";
+
+/// Where the number of the turn stands in an id.
+const NUMBER: Range<usize> = 24..36;
+
 fn event(session: &str, kind: &str, fields: &str) -> Vec<u8> {
     let head = format!(
         r#"{{"jsonrpc":"2.0","method":"session.event","params":{{"sessionId":"{session}","event":{{"type":"{kind}","data":{fields}"#
     );
-    let tail = concat!(
-        r#","ephemeral":true,"id":"b79c4e42-b41d-42f2-88a9-f77064e61e87","#,
-        r#""timestamp":"2026-11-22T06:30:20.965Z","parentId":"f5743f18-f798-49a4-a0ba-eeba7b699673""#
+    let tail = format!(
+        r#","ephemeral":true,"id":"{EVENT_ID}","timestamp":"2026-11-22T06:30:20.965Z","parentId":"f5743f18-f798-49a4-a0ba-eeba7b699673""#
     );
     let plain = head.len() + tail.len() + r#","pad":"""#.len() + 3;
     let want = if kind == "session.idle" { IDLE } else { EVENT };
@@ -139,5 +167,13 @@ pub(crate) fn check() {
         let kinds = bodies.iter().map(|body| &body["params"]["event"]["type"]);
         assert_eq!(kinds.filter(|kind| *kind == "session.idle").count(), 1);
         assert_eq!(bodies[events]["params"]["event"]["type"], "session.idle");
+        let first = turn.answering(b"1").to_vec();
+        let again = turn.answering(b"1");
+        let differ = first.iter().zip(again).filter(|(a, b)| a != b).count();
+        assert_eq!(
+            differ,
+            if events == 1 { 2 } else { 3 },
+            "ids are of one turn"
+        );
     }
 }
