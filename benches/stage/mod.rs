@@ -162,7 +162,7 @@ impl Stage {
                 read: self.now,
                 said: SystemTime::UNIX_EPOCH,
             },
-            snapshot: &self.snapshot,
+            pool: &self.snapshot,
             settings: &self.settings,
             commons: self.commons.as_ref(),
         };
@@ -207,23 +207,23 @@ impl Stage {
 struct Locked(Turns);
 
 impl Commons for Locked {
-    fn enter(&self, _: Option<&Arc<Principal>>) -> Result<(), Over> {
+    fn enter(&self, _: &Settings, _: Option<&Arc<Principal>>) -> Result<(), Over> {
         Ok(())
     }
 
-    fn spend(&self, _: usize) -> Result<(), Over> {
+    fn spend(&self, _: &Settings, _: usize) -> Result<(), Over> {
         Ok(())
     }
 
-    fn seat_session(&self, _: &SessionId) -> Result<(), Over> {
+    fn seat_session(&self, _: &Settings, _: &SessionId) -> Result<(), Over> {
         Ok(())
     }
 
-    fn may_open(&self) -> Result<(), Over> {
+    fn may_open(&self, _: &Settings) -> Result<(), Over> {
         Ok(())
     }
 
-    fn seat_turn(&self, _: &SessionId) -> Result<(), Over> {
+    fn seat_turn(&self, _: &Settings, _: &SessionId) -> Result<(), Over> {
         Ok(())
     }
 
@@ -243,7 +243,7 @@ impl Commons for Locked {
         self.0.get(session).is_some()
     }
 
-    fn may_be_new(&self, _: &str) -> bool {
+    fn may_be_new(&self, _: &Settings, _: &str) -> bool {
         true
     }
 }

@@ -152,6 +152,25 @@ impl fmt::Debug for Backends {
     }
 }
 
+/// Where the newest snapshot is to be had.
+pub trait Published: fmt::Debug {
+    /// It. Whoever decides something by more than one fact takes it once.
+    fn snapshot(&self) -> Arc<Snapshot>;
+}
+
+/// One that never changes.
+impl Published for Snapshot {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Published for Arc<Snapshot> {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.clone()
+    }
+}
+
 /// The pool at one moment. Never changed after publication.
 #[derive(Clone, Debug)]
 pub struct Snapshot {

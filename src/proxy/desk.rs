@@ -4,23 +4,22 @@
 use std::{
     fmt,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
-
-use arc_swap::ArcSwapOption;
 
 use super::{
     Hub, Shared,
     hub::Message,
-    quota::{Account, Thing},
+    quota::{Account, Quota, Thing},
 };
 use crate::{
     core::{
         access::Denial,
         id::{ConnectionId, SessionId},
         identity::{Caps, Person, Principal, Role},
-        mux::{Commons, Over},
+        mux::{Commons, Over, Settings},
+        snapshot::{Published, Snapshot},
         turnlock::{Ask, Parting, Verdict},
     },
     store::Store,
@@ -30,14 +29,20 @@ use crate::{
 pub(super) struct Desk {
     shared: Arc<Shared>,
     address: IpAddr,
-    /// Who it is, once that is known.
-    guest: OnceLock<Guest>,
-    taken: Mutex<Vec<Taken>>,
+    book: Mutex<Book>,
+}
+
+/// What is counted for one connection.
+#[derive(Default)]
+struct Book {
+    /// Whose count it is, once that is known.
+    guest: Option<Guest>,
+    taken: Vec<Taken>,
 }
 
 /// Who is counted.
 struct Guest {
-    principal: ArcSwapOption<Principal>,
+    principal: Option<Arc<Principal>>,
     account: Arc<Account>,
 }
 
@@ -53,106 +58,106 @@ impl Desk {
         Self {
             shared,
             address,
-            guest: OnceLock::new(),
-            taken: Mutex::default(),
+            book: Mutex::default(),
         }
     }
 
     /// This connection has the session open, and it is too late to refuse that.
-    pub(super) fn opened(&self, session: &SessionId) {
-        if self.taken().iter().any(|t| t.is(Thing::Session, session)) {
-            return;
-        }
-        let counted = self.accounts(Thing::Session, Some(session), |account, _| {
-            self.count(Thing::Session, session, account, None)
-        });
-        counted.expect("there is no cap");
+    pub(super) fn opened(&self, settings: &Settings, session: &SessionId) {
+        self.take(settings, Thing::Session, session, false)
+            .expect("there is no cap");
     }
 
     /// It is not open here any more.
     pub(super) fn closed(&self, session: &SessionId) {
-        self.give_back(Thing::Session, session);
+        self.book().give_back(Thing::Session, session);
     }
 
     /// Its turn is not this connection's any more.
     pub(super) fn turn_over(&self, session: &SessionId) {
-        self.give_back(Thing::Turn, session);
+        self.book().give_back(Thing::Turn, session);
     }
 
-    /// Goes through those whose count it is, and up to how many: for a service its own, if it has a
-    /// cap, and that of the session's user.
-    fn accounts(
+    fn take(
         &self,
+        settings: &Settings,
         thing: Thing,
-        session: Option<&SessionId>,
-        mut each: impl FnMut(&Arc<Account>, Option<u32>) -> Result<(), Over>,
+        session: &SessionId,
+        is_capped: bool,
     ) -> Result<(), Over> {
-        let Some(guest) = self.guest.get() else {
+        let mut book = self.book();
+        let Book { guest, taken } = &mut *book;
+        let Some(guest) = guest.as_ref().filter(|_| !has(taken, thing, session)) else {
             return Ok(());
         };
-        let rules = self.shared.rules.load();
+        let (user, own) = guest.shares(&self.shared.quota, settings, thing, Some(session));
+        let own = (guest.account.clone(), own);
+        for (account, most) in user.into_iter().chain([own]) {
+            let most = most.filter(|_| is_capped);
+            if let Err(over) = account.take(thing, session, most) {
+                book.give_back(thing, session);
+                return Err(over);
+            }
+            taken.reserve_exact(1);
+            taken.push(Taken {
+                thing,
+                session: session.clone(),
+                account,
+            });
+        }
+        Ok(())
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An account, and up to how many there may be in it.
+type Share = (Arc<Account>, Option<u32>);
+
+impl Guest {
+    /// Whose count it is besides this account's, and up to how many may be in this one: for a service
+    /// its own, if it has a cap, and that of the session's user.
+    fn shares(
+        &self,
+        quota: &Quota,
+        settings: &Settings,
+        thing: Thing,
+        session: Option<&SessionId>,
+    ) -> (Option<Share>, Option<u32>) {
         let of = |caps: &Caps| match thing {
             Thing::Session => caps.sessions,
             Thing::Turn => caps.turns,
         };
-        let own = match guest.principal.load().as_ref() {
-            None => rules.mux.caps,
-            Some(principal) if principal.role == Role::User => principal.caps.or(rules.mux.caps),
+        let all = &settings.caps;
+        match &self.principal {
+            None => (None, of(all)),
+            Some(principal) if principal.role == Role::User => (None, of(&principal.caps.or(*all))),
             Some(principal) => {
                 let session = session.map(SessionId::as_str);
-                let person = rules.mux.access.person_for(principal, session);
-                if person != principal.person() {
-                    each(&self.shared.quota.account(&person), of(&rules.mux.caps))?;
-                }
-                principal.caps
+                let person = settings.access.person_for(principal, session);
+                let user =
+                    (person != principal.person()).then(|| (quota.account(&person), of(all)));
+                (user, of(&principal.caps))
             }
-        };
-        each(&guest.account, of(&own))
-    }
-
-    fn take(&self, thing: Thing, session: &SessionId) -> Result<(), Over> {
-        if self.taken().iter().any(|t| t.is(thing, session)) {
-            return Ok(());
         }
-        let counted = self.accounts(thing, Some(session), |account, most| {
-            self.count(thing, session, account, most)
-        });
-        if counted.is_err() {
-            self.give_back(thing, session);
-        }
-        counted
     }
+}
 
-    fn count(
-        &self,
-        thing: Thing,
-        session: &SessionId,
-        account: &Arc<Account>,
-        most: Option<u32>,
-    ) -> Result<(), Over> {
-        account.take(thing, session, most)?;
-        let mut taken = self.taken();
-        taken.reserve_exact(1);
-        taken.push(Taken {
-            thing,
-            session: session.clone(),
-            account: account.clone(),
-        });
-        Ok(())
-    }
+fn has(taken: &[Taken], thing: Thing, session: &SessionId) -> bool {
+    taken.iter().any(|taken| taken.is(thing, session))
+}
 
-    fn give_back(&self, thing: Thing, session: &SessionId) {
-        self.taken().retain(|taken| {
+impl Book {
+    fn give_back(&mut self, thing: Thing, session: &SessionId) {
+        self.taken.retain(|taken| {
             let gone = taken.is(thing, session);
             if gone {
                 taken.account.give_back(thing, session);
             }
             !gone
         });
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Vec<Taken>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -162,12 +167,12 @@ impl Taken {
     }
 }
 
-impl Drop for Desk {
+impl Drop for Book {
     fn drop(&mut self) {
-        for taken in std::mem::take(&mut *self.taken()) {
+        for taken in std::mem::take(&mut self.taken) {
             taken.account.give_back(taken.thing, &taken.session);
         }
-        if let Some(guest) = self.guest.get() {
+        if let Some(guest) = &self.guest {
             guest.account.leave();
         }
     }
@@ -181,50 +186,59 @@ impl fmt::Debug for Desk {
     }
 }
 
+impl Published for Desk {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.pool.snapshot()
+    }
+}
+
 impl Commons for Desk {
-    fn enter(&self, principal: Option<&Arc<Principal>>) -> Result<(), Over> {
-        if let Some(guest) = self.guest.get() {
-            guest.principal.store(principal.cloned());
+    fn enter(&self, settings: &Settings, principal: Option<&Arc<Principal>>) -> Result<(), Over> {
+        let mut book = self.book();
+        if let Some(guest) = &mut book.guest {
+            guest.principal = principal.cloned();
             return Ok(());
         }
-        let rules = self.shared.rules.load();
         let (person, caps) = match principal {
-            Some(principal) => (principal.person(), principal.caps.or(rules.mux.caps)),
+            Some(principal) => (principal.person(), principal.caps.or(settings.caps)),
             // Nobody says who he is: those of one address are one.
-            None => (Person::new("", &self.address.to_string()), rules.mux.caps),
+            None => (Person::new("", &self.address.to_string()), settings.caps),
         };
         let account = self.shared.quota.account(&person);
         account.enter(caps.connections)?;
-        let principal = ArcSwapOption::new(principal.cloned());
-        let guest = Guest { principal, account };
-        if let Err(second) = self.guest.set(guest) {
-            second.account.leave();
-        }
+        let principal = principal.cloned();
+        book.guest = Some(Guest { principal, account });
         Ok(())
     }
 
-    fn spend(&self, bytes: usize) -> Result<(), Over> {
-        let Some(guest) = self.guest.get() else {
+    fn spend(&self, settings: &Settings, bytes: usize) -> Result<(), Over> {
+        let book = self.book();
+        let Some(guest) = &book.guest else {
             return Ok(());
         };
-        let rules = self.shared.rules.load();
-        let own = guest.principal.load().as_ref().map(|p| p.caps);
-        let caps = own.unwrap_or_default().or(rules.mux.caps);
-        guest.account.spend(&caps, bytes, rules.mux.frame.frame)
+        let own = guest.principal.as_ref().map(|p| p.caps);
+        let caps = own.unwrap_or_default().or(settings.caps);
+        guest.account.spend(&caps, bytes, settings.frame.frame)
     }
 
-    fn seat_session(&self, session: &SessionId) -> Result<(), Over> {
-        self.take(Thing::Session, session)
+    fn seat_session(&self, settings: &Settings, session: &SessionId) -> Result<(), Over> {
+        self.take(settings, Thing::Session, session, true)
     }
 
-    fn may_open(&self) -> Result<(), Over> {
-        self.accounts(Thing::Session, None, |account, most| {
-            account.has_room(Thing::Session, most)
-        })
+    fn may_open(&self, settings: &Settings) -> Result<(), Over> {
+        let book = self.book();
+        let Some(guest) = &book.guest else {
+            return Ok(());
+        };
+        let (user, own) = guest.shares(&self.shared.quota, settings, Thing::Session, None);
+        if let Some((account, most)) = user {
+            account.has_room(most)?;
+        }
+        guest.account.has_room(own)
     }
 
-    fn seat_turn(&self, session: &SessionId) -> Result<(), Over> {
-        self.take(Thing::Turn, session)
+    fn seat_turn(&self, settings: &Settings, session: &SessionId) -> Result<(), Over> {
+        self.take(settings, Thing::Turn, session, true)
     }
 
     fn ask_turn(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {
@@ -254,19 +268,14 @@ impl Commons for Desk {
             || self.shared.store.lock().known(now, session).in_turn
     }
 
-    fn may_be_new(&self, session: &str) -> bool {
-        let principal = self
-            .guest
-            .get()
-            .and_then(|guest| guest.principal.load_full());
-        let rules = self.shared.rules.load();
+    fn may_be_new(&self, settings: &Settings, session: &str) -> bool {
+        let book = self.book();
+        let guest = book.guest.as_ref();
+        let principal = guest.and_then(|guest| guest.principal.as_deref());
         let directory = self.shared.store.lock();
         let person = directory.person(Instant::now(), session);
         let person = person.map(|person| &**person);
-        let judged = rules
-            .mux
-            .access
-            .judge(principal.as_deref(), session, person, true);
+        let judged = settings.access.judge(principal, session, person, true);
         matches!(judged, Ok(_) | Err(Denial::Unowned))
     }
 }

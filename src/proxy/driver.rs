@@ -57,7 +57,6 @@ use crate::{
         id::{ConnectionId, SessionId},
         mux::{Context, Dest, Mux, Outbox, Served, SlotId},
         rare::Rare,
-        snapshot::Snapshot,
     },
     transport::Stream,
 };
@@ -206,11 +205,10 @@ impl Driver {
     #[must_use]
     pub fn known_as(mut self, proved: Proved) -> Self {
         let (rules, desk) = (self.rules.clone(), self.desk.clone());
-        let snapshot = self.shared.pool.snapshot();
         let cx = Context {
             now: self.opened,
             clock: wall_clock(self.opened),
-            snapshot: &snapshot,
+            pool: &*desk,
             settings: &rules.mux,
             commons: &*desk,
         };
@@ -247,7 +245,6 @@ impl Driver {
     }
 
     fn poll_rounds(&mut self, task: &mut Task<'_>) -> Poll<()> {
-        let snapshot = self.shared.pool.snapshot();
         // The rounds of one turn at the processor are as good as one moment.
         let now = Instant::now();
         self.mailbox.register(task);
@@ -260,7 +257,7 @@ impl Driver {
             upstream.is_quiet = false;
         }
         for _ in 0..ROUNDS {
-            let mut progress = self.poll_writes(now, &snapshot, task);
+            let mut progress = self.poll_writes(now, task);
             if let Some((_, since)) = self.closing {
                 let late = now.saturating_duration_since(since) >= LINGER;
                 if self.client_out.is_empty() || self.client_gone || late {
@@ -275,23 +272,23 @@ impl Driver {
                 return Poll::Pending;
             }
             if std::mem::take(&mut self.rejudge) {
-                self.judge_again(now, &snapshot, task);
+                self.judge_again(now, task);
                 progress = true;
             }
             if std::mem::take(&mut self.ears.rejudges) {
-                self.rejudge(now, &snapshot, task);
+                self.rejudge(now, task);
             }
-            progress |= self.poll_seat(now, &snapshot, task);
-            progress |= self.poll_mailbox(now, &snapshot, task);
-            progress |= self.poll_work(now, &snapshot, task);
-            progress |= self.poll_upstreams(now, &snapshot, task);
-            progress |= self.poll_client(now, &snapshot, task);
+            progress |= self.poll_seat(now, task);
+            progress |= self.poll_mailbox(now, task);
+            progress |= self.poll_work(now, task);
+            progress |= self.poll_upstreams(now, task);
+            progress |= self.poll_client(now, task);
             let more = progress && self.may_have_more();
-            if !more && !self.poll_timer(now, &snapshot, task) {
+            if !more && !self.poll_timer(now, task) {
                 return Poll::Pending;
             }
         }
-        self.poll_timer(now, &snapshot, task);
+        self.poll_timer(now, task);
         task.waker().wake_by_ref();
         Poll::Pending
     }
@@ -346,7 +343,6 @@ impl Driver {
     fn step(
         &mut self,
         now: Instant,
-        snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
         input: &[u8],
         handle: impl FnOnce(&mut Mux, &Context<'_>, &mut Outbox) -> usize,
@@ -354,7 +350,7 @@ impl Driver {
         let cx = Context {
             now,
             clock: wall_clock(now),
-            snapshot,
+            pool: &*self.desk,
             settings: &self.rules.mux,
             commons: &*self.desk,
         };
@@ -373,7 +369,7 @@ impl Driver {
         let cx = Context {
             now,
             clock: wall_clock(now),
-            snapshot,
+            pool: &*desk,
             settings: &rules.mux,
             commons: &*desk,
         };
@@ -386,8 +382,10 @@ impl Driver {
             if self.client_gone && self.closing.is_none() {
                 self.mux.handle_client_closed(&cx, &mut self.out);
             }
-            while let Some(wish) = output.take().or_else(|| self.mux.poll_output()) {
+            let mut next = output.take().or_else(|| self.mux.poll_output());
+            while let Some(wish) = next {
                 self.carry_out(&cx, wish);
+                next = self.mux.poll_output();
             }
             if self.out.is_empty() {
                 break;
@@ -457,7 +455,7 @@ impl Driver {
         failed
     }
 
-    fn poll_writes(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+    fn poll_writes(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
         if self.client_holds_back() {
             // Until now; nothing was asked while the client took nothing.
             self.excuse_upstreams(now);
@@ -466,7 +464,7 @@ impl Driver {
             && self.client_out.flush(client, now, task).is_err()
         {
             self.client_gone = true;
-            self.step(now, snapshot, task, &[], |_, _, _| 0);
+            self.step(now, task, &[], |_, _, _| 0);
         }
         let mut broken = Vec::new();
         for upstream in self.upstreams.iter_mut().flatten() {
@@ -479,12 +477,12 @@ impl Driver {
             }
         }
         for slot in &broken {
-            self.end_upstream(now, snapshot, task, *slot, End::Given("write failed"));
+            self.end_upstream(now, task, *slot, End::Given("write failed"));
         }
         !broken.is_empty()
     }
 
-    fn poll_work(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+    fn poll_work(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
         let mut progress = false;
         self.end_forgotten_searches();
         self.begin_serving();
@@ -493,19 +491,19 @@ impl Driver {
             self.ears.rejudges |= self.ears.unsettled;
             match done {
                 Done::Connected(slot, Ok(socket)) => {
-                    self.upstream_connected(now, snapshot, task, slot, socket);
+                    self.upstream_connected(now, task, slot, socket);
                 }
                 Done::Connected(slot, Err(error)) => {
                     let end = self.why_unmade(&error);
-                    self.end_upstream(now, snapshot, task, slot, end);
+                    self.end_upstream(now, task, slot, end);
                 }
                 Done::Located(ticket, found) => {
-                    self.located(now, snapshot, task, (ticket, found));
+                    self.located(now, task, (ticket, found));
                 }
-                Done::Judged(ticket) => self.answer_stranger(now, snapshot, task, ticket),
+                Done::Judged(ticket) => self.answer_stranger(now, task, ticket),
                 Done::SeenOff => {}
                 Done::Served(ticket, served) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                    self.step(now, task, &[], |mux, cx, out| {
                         mux.handle_served(cx, ticket, &served, out);
                         0
                     });
@@ -517,7 +515,7 @@ impl Driver {
         progress
     }
 
-    fn poll_client(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) -> bool {
+    fn poll_client(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
         // Answers made here wait in front of a client that does not read, too.
         let pressed = self.client_is_full()
             || self
@@ -535,7 +533,7 @@ impl Driver {
             return false;
         }
         if self.has_unread {
-            self.read_again(now, snapshot, task);
+            self.read_again(now, task);
             return true;
         }
         let Some(client) = &mut self.client else {
@@ -558,7 +556,7 @@ impl Driver {
                 }
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
                     give_back(buffer);
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                    self.step(now, task, &[], |mux, cx, out| {
                         mux.handle_client_closed(cx, out);
                         0
                     });
@@ -571,12 +569,12 @@ impl Driver {
         {
             give_back(buffer);
             self.send_away(why);
-            self.step(now, snapshot, task, &[], |_, _, _| 0);
+            self.step(now, task, &[], |_, _, _| 0);
             return true;
         }
         let large = std::mem::take(&mut self.client_in);
         let bytes = if whole { &large[..] } else { &buffer[..input] };
-        let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
+        let used = self.step(now, task, bytes, |mux, cx, out| {
             mux.handle_client(cx, bytes, out)
         });
         keep_rest(&mut self.client_in, large, &buffer[..input], whole, used);

@@ -108,11 +108,12 @@ struct Open {
     connections: u32,
     /// How many connections have it open.
     sessions: HashMap<SessionId, u32, RandomState>,
-    turns: HashMap<SessionId, u32, RandomState>,
+    /// Of a session one connection at a time has the turn.
+    turns: u32,
     left: Option<Instant>,
 }
 
-/// What is counted by session.
+/// What is counted of sessions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Thing {
     /// It is open.
@@ -140,39 +141,43 @@ impl Account {
         open.left = Some(Instant::now());
     }
 
-    /// One more connection has a session open, or a turn of it.
+    /// One more connection has a session open, or the turn of it.
     ///
     /// # Errors
     /// There are as many as may be, and this is another one.
     pub fn take(&self, thing: Thing, session: &SessionId, most: Option<u32>) -> Result<(), Over> {
         let mut open = lock(&self.open);
-        let (limit, things) = open.of(thing);
-        let open = count(things.len());
-        match things.entry(session.clone()) {
+        if thing == Thing::Turn {
+            beyond(TURNS, open.turns, most)?;
+            open.turns += 1;
+            return Ok(());
+        }
+        let others = count(open.sessions.len());
+        match open.sessions.entry(session.clone()) {
             Entry::Occupied(mut count) => *count.get_mut() += 1,
             Entry::Vacant(place) => {
-                beyond(limit, open, most)?;
+                beyond(SESSIONS, others, most)?;
                 place.insert(1);
             }
         }
         Ok(())
     }
 
-    /// Whether one more may be taken.
+    /// Whether one more session may be open.
     ///
     /// # Errors
     /// There are as many as may be.
-    pub fn has_room(&self, thing: Thing, most: Option<u32>) -> Result<(), Over> {
-        let mut open = lock(&self.open);
-        let (limit, things) = open.of(thing);
-        beyond(limit, count(things.len()), most)
+    pub fn has_room(&self, most: Option<u32>) -> Result<(), Over> {
+        let open = lock(&self.open);
+        beyond(SESSIONS, count(open.sessions.len()), most)
     }
 
     /// One less.
     pub fn give_back(&self, thing: Thing, session: &SessionId) {
         let mut open = lock(&self.open);
-        let (_, things) = open.of(thing);
-        if let EntryRef::Occupied(mut count) = things.entry_ref(session.as_str()) {
+        if thing == Thing::Turn {
+            open.turns = open.turns.saturating_sub(1);
+        } else if let EntryRef::Occupied(mut count) = open.sessions.entry_ref(session.as_str()) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -204,23 +209,14 @@ impl Account {
         Usage {
             connections: open.connections,
             sessions: count(open.sessions.len()),
-            turns: count(open.turns.len()),
+            turns: open.turns,
         }
     }
 
     fn is_needed(&self) -> bool {
         let open = lock(&self.open);
-        let used = open.connections > 0 || !open.sessions.is_empty() || !open.turns.is_empty();
+        let used = open.connections > 0 || !open.sessions.is_empty() || open.turns > 0;
         used || open.left.is_none_or(|left| left.elapsed() < KEPT)
-    }
-}
-
-impl Open {
-    fn of(&mut self, thing: Thing) -> (&'static str, &mut HashMap<SessionId, u32, RandomState>) {
-        match thing {
-            Thing::Session => (SESSIONS, &mut self.sessions),
-            Thing::Turn => (TURNS, &mut self.turns),
-        }
     }
 }
 
@@ -349,11 +345,11 @@ mod tests {
             limit_of(account.take(Thing::Session, &c, most)),
             Some(SESSIONS)
         );
-        assert_eq!(
-            limit_of(account.has_room(Thing::Session, most)),
-            Some(SESSIONS)
-        );
+        assert_eq!(limit_of(account.has_room(most)), Some(SESSIONS));
         account.take(Thing::Turn, &c, most).unwrap();
+        account.take(Thing::Turn, &a, most).unwrap();
+        assert_eq!(limit_of(account.take(Thing::Turn, &b, most)), Some(TURNS));
+        account.give_back(Thing::Turn, &a);
         account.give_back(Thing::Session, &a);
         assert_eq!(
             limit_of(account.take(Thing::Session, &c, most)),

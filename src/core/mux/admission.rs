@@ -77,7 +77,7 @@ impl Mux {
         };
         if self.entered {
             // The same one, perhaps with other caps: it has its place.
-            let _same = cx.commons.enter(Some(&principal));
+            let _same = cx.commons.enter(cx.settings, Some(&principal));
         }
         self.principal = Some(principal);
         self.cutter.set_limits(cx.settings.frame);
@@ -281,7 +281,7 @@ impl Mux {
         options: Result<connect::Options, ProxyError>,
         out: &mut Outbox,
     ) {
-        let facts = connect::Facts::of(cx.snapshot).ok_or(ProxyError::NotLocated {
+        let facts = connect::Facts::of(&cx.snapshot()).ok_or(ProxyError::NotLocated {
             session: None,
             why: Refusal::NoBackend,
         });

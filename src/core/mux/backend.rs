@@ -43,10 +43,8 @@ impl Mux {
             return;
         };
         upstream.phase = Phase::Handshaking;
-        let token = cx
-            .snapshot
-            .get(&upstream.backend)
-            .and_then(|b| b.token.as_ref());
+        let pool = cx.snapshot();
+        let token = pool.get(&upstream.backend).and_then(|b| b.token.as_ref());
         let params = connect::upstream_params(&self.connect, token);
         out.write(Dest::Upstream(slot), |b| {
             reply::request(b, HANDSHAKE_ID, "connect", &params)

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::Settings;
 use crate::core::{
     id::{ConnectionId, SessionId},
     identity::{Person, Principal},
@@ -41,7 +42,7 @@ impl From<Over> for ProxyError {
     }
 }
 
-/// What all connections share.
+/// What all connections share. Caps are those of the settings at hand.
 pub trait Commons: fmt::Debug {
     /// It is known who the client is, or that nobody asks: from now on it counts as one of that
     /// user's connections. What is counted for it ends with the connection. Said again, it is the same
@@ -49,32 +50,32 @@ pub trait Commons: fmt::Debug {
     ///
     /// # Errors
     /// The user has as many as may be.
-    fn enter(&self, principal: Option<&Arc<Principal>>) -> Result<(), Over>;
+    fn enter(&self, settings: &Settings, principal: Option<&Arc<Principal>>) -> Result<(), Over>;
 
     /// One more call, of so many bytes.
     ///
     /// # Errors
     /// It comes too soon.
-    fn spend(&self, bytes: usize) -> Result<(), Over>;
+    fn spend(&self, settings: &Settings, bytes: usize) -> Result<(), Over>;
 
     /// One more session is open here, if it is one more; given back when it is released, closed or
     /// deleted.
     ///
     /// # Errors
     /// As many are open as may.
-    fn seat_session(&self, session: &SessionId) -> Result<(), Over>;
+    fn seat_session(&self, settings: &Settings, session: &SessionId) -> Result<(), Over>;
 
     /// Whether a session may be opened whose id nobody knows yet.
     ///
     /// # Errors
     /// As many are open as may.
-    fn may_open(&self) -> Result<(), Over>;
+    fn may_open(&self, settings: &Settings) -> Result<(), Over>;
 
     /// One more turn, if it is one more; given back with the lock.
     ///
     /// # Errors
     /// As many run as may.
-    fn seat_turn(&self, session: &SessionId) -> Result<(), Over>;
+    fn seat_turn(&self, settings: &Settings, session: &SessionId) -> Result<(), Over>;
 
     /// May this send begin a turn, or join the one that runs? What was taken is given back by
     /// [`Output::TurnOver`](super::Output::TurnOver).
@@ -91,7 +92,7 @@ pub trait Commons: fmt::Debug {
 
     /// Whether `session` may be one that this client is just creating under an id that its backend
     /// chooses: it is not known to be somebody's whose sessions the client may not see.
-    fn may_be_new(&self, session: &str) -> bool;
+    fn may_be_new(&self, settings: &Settings, session: &str) -> bool;
 }
 
 /// Nobody else is there.
@@ -99,23 +100,23 @@ pub trait Commons: fmt::Debug {
 pub struct Alone;
 
 impl Commons for Alone {
-    fn enter(&self, _: Option<&Arc<Principal>>) -> Result<(), Over> {
+    fn enter(&self, _: &Settings, _: Option<&Arc<Principal>>) -> Result<(), Over> {
         Ok(())
     }
 
-    fn spend(&self, _: usize) -> Result<(), Over> {
+    fn spend(&self, _: &Settings, _: usize) -> Result<(), Over> {
         Ok(())
     }
 
-    fn seat_session(&self, _: &SessionId) -> Result<(), Over> {
+    fn seat_session(&self, _: &Settings, _: &SessionId) -> Result<(), Over> {
         Ok(())
     }
 
-    fn may_open(&self) -> Result<(), Over> {
+    fn may_open(&self, _: &Settings) -> Result<(), Over> {
         Ok(())
     }
 
-    fn seat_turn(&self, _: &SessionId) -> Result<(), Over> {
+    fn seat_turn(&self, _: &Settings, _: &SessionId) -> Result<(), Over> {
         Ok(())
     }
 
@@ -135,7 +136,7 @@ impl Commons for Alone {
         false
     }
 
-    fn may_be_new(&self, _: &str) -> bool {
+    fn may_be_new(&self, _: &Settings, _: &str) -> bool {
         true
     }
 }

@@ -96,7 +96,7 @@ impl Mux {
     /// to be closed.
     pub(super) fn enter(&mut self, cx: &Context<'_>) -> Result<(), ProxyError> {
         if !self.entered && !self.is_stranger(cx) {
-            let entered = cx.commons.enter(self.principal.as_ref());
+            let entered = cx.commons.enter(cx.settings, self.principal.as_ref());
             entered.map_err(|over| self.over_cap(over))?;
             self.entered = true;
         }
@@ -116,7 +116,7 @@ impl Mux {
         if !own.unwrap_or_default().or(cx.settings.caps).bound_rates() {
             return None;
         }
-        let spent = cx.commons.spend(asked.body.len());
+        let spent = cx.commons.spend(cx.settings, asked.body.len());
         spent.err().map(|over| self.over_cap(over))
     }
 

@@ -87,7 +87,7 @@ use super::{
     idmap::{BackendRequests, Calls},
     rare::Rare,
     reply::{self, ProxyError},
-    snapshot::Snapshot,
+    snapshot::{Published, Snapshot},
     turnlock,
 };
 
@@ -171,8 +171,8 @@ pub struct Context<'a> {
     pub now: Instant,
     /// Wall clock, for time stamps inside answers: [`Context::wall`].
     pub clock: WallClock,
-    /// The pool.
-    pub snapshot: &'a Snapshot,
+    /// The pool: [`Context::snapshot`].
+    pub pool: &'a dyn Published,
     /// The configuration.
     pub settings: &'a Settings,
     /// What all connections share.
@@ -180,6 +180,11 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The pool as it is now. Few steps look at it, so that none is made to take one along.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.pool.snapshot()
+    }
+
     /// What the wall clock says now.
     pub fn wall(&self) -> SystemTime {
         self.clock.at(self.now)

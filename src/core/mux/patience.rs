@@ -31,7 +31,7 @@ impl Mux {
             let slot = entry.slot.and_then(|slot| self.upstreams.get(slot));
             slot.map(|u| u.backend.clone())
         });
-        let why = match cx.snapshot.mode {
+        let why = match cx.snapshot().mode {
             Mode::Sticky => at.map(Refusal::HomeAway),
             Mode::SharedStorage => at.map(Refusal::OwnerAway),
         };

@@ -47,11 +47,12 @@ impl Mux {
     ) {
         // A create without an id is a placement like any other.
         let placed = matches!(record.class, Class::Create | Class::Open);
+        let pool = cx.snapshot();
         let ready = self
             .upstreams
             .iter()
             .filter(|(_, u)| !placed && u.phase == Phase::Ready)
-            .find(|(_, u)| cx.snapshot.get(&u.backend).is_some_and(|b| b.is_usable()))
+            .find(|(_, u)| pool.get(&u.backend).is_some_and(|b| b.is_usable()))
             .map(|(slot, _)| slot);
         let ready = ready.filter(|_| record.also.is_empty());
         self.calls.insert(id.clone(), record);
@@ -241,7 +242,7 @@ impl Mux {
                 let opens = self.calls.get(&held.call);
                 let opens = opens.is_some_and(|c| matches!(c.class, Class::Create | Class::Open));
                 let room = if opens {
-                    let room = cx.commons.may_open();
+                    let room = cx.commons.may_open(cx.settings);
                     room.map_err(|over| self.over_cap(over))
                 } else {
                     Ok(())
@@ -339,7 +340,7 @@ impl Mux {
                 entry.claimed = true;
                 self.claimed += 1;
             }
-            if let Err(over) = cx.commons.seat_session(&entry.id) {
+            if let Err(over) = cx.commons.seat_session(cx.settings, &entry.id) {
                 let error = self.over_cap(over);
                 self.session_missed(cx, key, purpose, &error, true, out);
                 return;

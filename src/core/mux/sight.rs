@@ -166,7 +166,7 @@ impl Mux {
     fn hears(&self, cx: &Context<'_>, slot: SlotId, session: &str) -> bool {
         let here = self.by_session.get(session);
         here.is_some_and(|key| self.entries[*key].here_at() == Some(slot))
-            || self.awaits_id(slot) && cx.commons.may_be_new(session)
+            || self.awaits_id(slot) && cx.commons.may_be_new(cx.settings, session)
     }
 
     /// Whether a call is out at `slot` whose answer says the id of a session that this client then

@@ -7,7 +7,7 @@
 
 use std::{cell::RefCell, sync::Arc, time::Instant};
 
-use super::{Commons, Mux, Over, session::Entry, upstream::Upstream};
+use super::{Commons, Mux, Over, Settings, session::Entry, upstream::Upstream};
 use crate::core::{
     id::{ConnectionId, SessionId},
     identity::{Person, Principal},
@@ -42,23 +42,23 @@ mod turns;
 mod vouching;
 
 impl Commons for RefCell<Locks> {
-    fn enter(&self, _: Option<&Arc<Principal>>) -> Result<(), Over> {
+    fn enter(&self, _: &Settings, _: Option<&Arc<Principal>>) -> Result<(), Over> {
         Ok(())
     }
 
-    fn spend(&self, _: usize) -> Result<(), Over> {
+    fn spend(&self, _: &Settings, _: usize) -> Result<(), Over> {
         Ok(())
     }
 
-    fn seat_session(&self, _: &SessionId) -> Result<(), Over> {
+    fn seat_session(&self, _: &Settings, _: &SessionId) -> Result<(), Over> {
         Ok(())
     }
 
-    fn may_open(&self) -> Result<(), Over> {
+    fn may_open(&self, _: &Settings) -> Result<(), Over> {
         Ok(())
     }
 
-    fn seat_turn(&self, _: &SessionId) -> Result<(), Over> {
+    fn seat_turn(&self, _: &Settings, _: &SessionId) -> Result<(), Over> {
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl Commons for RefCell<Locks> {
         self.borrow().get(session).is_some()
     }
 
-    fn may_be_new(&self, session: &str) -> bool {
+    fn may_be_new(&self, _: &Settings, session: &str) -> bool {
         !session.starts_with("of-another-")
     }
 }

@@ -52,7 +52,7 @@ impl Driver {
                 }
             }
             Output::Adopt { session, backend } => {
-                self.desk.opened(&session);
+                self.desk.opened(cx.settings, &session);
                 self.adopt(cx, &session, &backend);
             }
             Output::Closed { session, backend } => {

@@ -20,7 +20,6 @@ use crate::{
         identity::Person,
         mux::Context,
         scan,
-        snapshot::Snapshot,
     },
     proxy::{hub::News, sight::Sight},
 };
@@ -114,13 +113,7 @@ impl Driver {
     // News.
 
     /// News of sessions: for the client, if it may see them. All that it may hear is one write.
-    pub(super) fn hear(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        news: &[News],
-    ) {
+    pub(super) fn hear(&mut self, now: Instant, task: &mut Task<'_>, news: &[News]) {
         let sight = self.sight();
         let mut frames = Vec::new();
         for news in news {
@@ -161,7 +154,7 @@ impl Driver {
             }
         }
         if !frames.is_empty() {
-            self.step(now, snapshot, task, &[], |mux, cx, out| {
+            self.step(now, task, &[], |mux, cx, out| {
                 for frame in &frames {
                     mux.handle_lifecycle(cx, frame, out);
                 }
@@ -290,14 +283,14 @@ impl Driver {
     // Other rules.
 
     /// Judges by the rules in force what was judged by others.
-    pub(super) fn rejudge(&mut self, now: Instant, snapshot: &Arc<Snapshot>, task: &mut Task<'_>) {
+    pub(super) fn rejudge(&mut self, now: Instant, task: &mut Task<'_>) {
         self.ears.unsettled = !self.work.is_empty();
         let sight = self.sight();
         for session in self.mux.sessions() {
             match sight.of(&self.shared, session.as_str()) {
                 Ok(relation) => self.mux.handle_relation(session.as_str(), relation),
                 Err(denial) => {
-                    self.step(now, snapshot, task, &[], |mux, cx, out| {
+                    self.step(now, task, &[], |mux, cx, out| {
                         mux.handle_forbidden(cx, session.as_str(), denial, out);
                         0
                     });

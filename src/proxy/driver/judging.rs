@@ -1,7 +1,6 @@
 //! Who the client of a connection is: asked at its `connect`, and again when the rules change.
 
 use std::{
-    sync::Arc,
     task::Context as Task,
     time::{Duration, Instant},
 };
@@ -14,7 +13,6 @@ use crate::{
         id::Secret,
         mux::Context,
         reply::ProxyError,
-        snapshot::Snapshot,
     },
     proxy::doorman::Doorman,
 };
@@ -69,14 +67,8 @@ impl Driver {
     }
 
     /// The answer to who has waited long enough for it.
-    pub(super) fn answer_stranger(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-        ticket: u64,
-    ) {
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
+    pub(super) fn answer_stranger(&mut self, now: Instant, task: &mut Task<'_>, ticket: u64) {
+        self.step(now, task, &[], |mux, cx, out| {
             let answer = Err(ProxyError::AuthenticationFailed);
             mux.handle_authenticated(cx, ticket, answer, out);
             0
@@ -84,15 +76,10 @@ impl Driver {
     }
 
     /// What the client wrote behind a `connect` that was being judged.
-    pub(super) fn read_again(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) {
+    pub(super) fn read_again(&mut self, now: Instant, task: &mut Task<'_>) {
         self.has_unread = false;
         let bytes = std::mem::take(&mut self.client_in);
-        let used = self.step(now, snapshot, task, &bytes, |mux, cx, out| {
+        let used = self.step(now, task, &bytes, |mux, cx, out| {
             mux.handle_client(cx, &bytes, out)
         });
         self.client_in = bytes[used..].to_vec();
@@ -108,12 +95,7 @@ impl Driver {
     }
 
     /// Other rules may say otherwise of who the client is.
-    pub(super) fn judge_again(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) {
+    pub(super) fn judge_again(&mut self, now: Instant, task: &mut Task<'_>) {
         let still = self
             .proved
             .as_ref()
@@ -132,7 +114,7 @@ impl Driver {
         if still.is_some() || !self.rules.mux.access.authenticates {
             self.proved = still.map(Box::new);
         }
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
+        self.step(now, task, &[], |mux, cx, out| {
             mux.handle_judged_again(cx, principal, out);
             0
         });

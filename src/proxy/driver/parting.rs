@@ -1,7 +1,7 @@
 //! The client has left and its machine lives on: what becomes of its socket, and what the two
 //! machines say to each other when a session changes hands.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use super::{Done, Driver, LINGER, Message, Task};
 use crate::{
@@ -9,7 +9,6 @@ use crate::{
         event::{ClosedBy, Event, NotAdmitted},
         id::{ConnectionId, SessionId},
         mux::{Context, Note},
-        snapshot::Snapshot,
     },
     proxy::{
         Shared, desk, front,
@@ -57,18 +56,13 @@ impl Driver {
     }
 
     /// It may have to make room before it has said who it is.
-    pub(super) fn poll_seat(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) -> bool {
+    pub(super) fn poll_seat(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
         let is_called = |seat: &Seat| seat.poll_called(task).is_ready();
         if self.client_gone || !self.seat.as_deref().is_some_and(is_called) {
             return false;
         }
         self.send_away((NotAdmitted::Evicted, EVICTED));
-        self.step(now, snapshot, task, &[], |_, _, _| 0);
+        self.step(now, task, &[], |_, _, _| 0);
         true
     }
 

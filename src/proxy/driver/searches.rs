@@ -4,7 +4,7 @@
 //!
 //! Where a session is to go is not decided here.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -14,7 +14,6 @@ use crate::{
         directory::Standing,
         id::SessionId,
         mux::{Context, Locate},
-        snapshot::Snapshot,
     },
     proxy::locator::{self, Found, Locating},
 };
@@ -100,7 +99,6 @@ impl Driver {
     pub(super) fn located(
         &mut self,
         now: Instant,
-        snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
         (ticket, found): (u64, Option<Found>),
     ) {
@@ -120,7 +118,7 @@ impl Driver {
                 // reason, or by who has deleted the session.
                 drop(permit);
                 let question = search.question.clone();
-                self.step(now, snapshot, task, &[], |mux, _, _| {
+                self.step(now, task, &[], |mux, _, _| {
                     mux.handle_astray(question);
                     0
                 });
@@ -130,7 +128,7 @@ impl Driver {
         if let (Some(permit), Some(search)) = (permit, &search) {
             self.permits.insert(search.session.clone(), permit);
         }
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
+        self.step(now, task, &[], |mux, cx, out| {
             mux.handle_located(cx, ticket, outcome, out);
             0
         });

@@ -70,9 +70,8 @@ async fn rules_that_come_in_the_middle_of_a_turn_are_followed() {
     let new = Arc::new(rules());
     driver.shared.rules.store(new.clone());
     driver.shared.hub.publish(&Message::Rules);
-    let snapshot = driver.shared.pool.snapshot();
     std::future::poll_fn(|task| {
-        driver.poll_mailbox(Instant::now(), &snapshot, task);
+        driver.poll_mailbox(Instant::now(), task);
         Poll::Ready(())
     })
     .await;

@@ -1,20 +1,12 @@
 //! Deadlines: of the multiplexer, of peers that do not read, of frames that do not end.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use super::{Driver, Task, upstreams::End};
-use crate::{
-    core::{mux::SlotId, snapshot::Snapshot},
-    proxy::outbuf::OutBuf,
-};
+use crate::{core::mux::SlotId, proxy::outbuf::OutBuf};
 
 impl Driver {
-    pub(super) fn poll_timer(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) -> bool {
+    pub(super) fn poll_timer(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
         let Some(now) = self.arm(now, task) else {
             return false;
         };
@@ -28,7 +20,7 @@ impl Driver {
                 .limit_hit("listener.write_stall");
             self.gone_why = Some("the client read nothing for listener.write_stall");
             self.client_gone = true;
-            self.step(now, snapshot, task, &[], |_, _, _| 0);
+            self.step(now, task, &[], |_, _, _| 0);
             return true;
         }
         let stuck: Vec<SlotId> = self
@@ -41,7 +33,6 @@ impl Driver {
         for slot in &stuck {
             self.end_upstream(
                 now,
-                snapshot,
                 task,
                 *slot,
                 End::Given("the backend read nothing for too long"),
@@ -64,9 +55,9 @@ impl Driver {
         for slot in cut {
             // The multiplexer knows that this is a violation.
             let why = "the backend stopped in the middle of a frame";
-            self.end_upstream(now, snapshot, task, slot, End::Met(why));
+            self.end_upstream(now, task, slot, End::Met(why));
         }
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
+        self.step(now, task, &[], |mux, cx, out| {
             mux.handle_timeout(cx, out);
             0
         });

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, task::Poll, time::Instant};
 
 use super::{Done, Driver, Task};
 use crate::{
-    core::{id::BackendName, mux::SlotId, snapshot::Snapshot},
+    core::{id::BackendName, mux::SlotId},
     observe::BackendMetrics,
     proxy::{
         outbuf::OutBuf,
@@ -112,13 +112,12 @@ impl Driver {
     pub(super) fn end_upstream(
         &mut self,
         now: Instant,
-        snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
         slot: SlotId,
         end: End,
     ) {
         self.drop_upstream(slot);
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
+        self.step(now, task, &[], |mux, cx, out| {
             match end {
                 End::Given(why) => mux.handle_upstream_dropped(cx, slot, why, out),
                 End::Met(why) => mux.handle_upstream_closed(cx, slot, why, out),
@@ -131,7 +130,6 @@ impl Driver {
     pub(super) fn upstream_connected(
         &mut self,
         now: Instant,
-        snapshot: &Arc<Snapshot>,
         task: &mut Task<'_>,
         slot: SlotId,
         socket: Stream,
@@ -153,7 +151,7 @@ impl Driver {
             metrics,
             is_quiet: false,
         });
-        self.step(now, snapshot, task, &[], |mux, cx, out| {
+        self.step(now, task, &[], |mux, cx, out| {
             mux.handle_upstream_connected(cx, slot, out);
             0
         });
@@ -166,12 +164,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn poll_upstreams(
-        &mut self,
-        now: Instant,
-        snapshot: &Arc<Snapshot>,
-        task: &mut Task<'_>,
-    ) -> bool {
+    pub(super) fn poll_upstreams(&mut self, now: Instant, task: &mut Task<'_>) -> bool {
         let mut progress = false;
         let count = self.upstreams.len();
         for nth in 0..count {
@@ -224,7 +217,7 @@ impl Driver {
                     } else {
                         "the connection to the backend broke"
                     };
-                    self.end_upstream(now, snapshot, task, slot, End::Met(why));
+                    self.end_upstream(now, task, slot, End::Met(why));
                     continue;
                 }
                 Poll::Ready(Ok(n)) => (kept + n, !upstream.input.is_empty()),
@@ -236,7 +229,7 @@ impl Driver {
             let large = std::mem::take(&mut upstream.input);
             let bytes = if whole { &large[..] } else { &buffer[..input] };
             let passed = self.mux.is_within(slot);
-            let used = self.step(now, snapshot, task, bytes, |mux, cx, out| {
+            let used = self.step(now, task, bytes, |mux, cx, out| {
                 mux.handle_upstream(cx, slot, bytes, out)
             });
             if let Some(upstream) = self.upstreams[at].as_mut().filter(|u| u.slot == slot) {

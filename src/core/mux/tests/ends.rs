@@ -136,7 +136,7 @@ fn a_send_that_is_told_to_try_again_is_not_sent_by_the_shutdown() {
             read: rig.now,
             said: std::time::SystemTime::UNIX_EPOCH,
         },
-        snapshot: &rig.snapshot,
+        pool: &rig.snapshot,
         settings: &rig.settings,
         commons: &crate::core::mux::Alone,
     };

@@ -434,7 +434,7 @@ impl World {
                 read: self.instant(),
                 said: SystemTime::UNIX_EPOCH + Duration::from_micros(self.now),
             },
-            snapshot: &snapshot,
+            pool: &snapshot,
             settings: &settings,
             commons: &*turns,
         };

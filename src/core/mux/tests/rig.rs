@@ -241,7 +241,7 @@ impl Rig {
                 read: self.start,
                 said: SystemTime::UNIX_EPOCH,
             },
-            snapshot: &self.snapshot,
+            pool: &self.snapshot,
             settings: &self.settings,
             commons: &*self.turns,
         };
