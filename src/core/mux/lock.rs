@@ -282,7 +282,7 @@ impl Mux {
 
     /// The turn is its; whether its user may have one more. If not, the lock goes with the send.
     fn seat_turn(&mut self, cx: &Context<'_>, session: &SessionId) -> Start {
-        match cx.commons.seat_turn(session) {
+        match cx.commons.seat_turn(cx.settings, session) {
             Ok(()) => Start::Now,
             Err(over) => Start::Never(self.over_cap(over)),
         }
@@ -480,6 +480,9 @@ impl Mux {
             let entry = key.map(|key| &self.entries[key]);
             let asked = entry.map_or(&[][..], |entry| &entry.asked);
             let hold = &mut self.locks.held[at];
+            if asked.is_empty() && hold.asked.is_empty() && hold.unasked.is_empty() {
+                continue;
+            }
             // What its client has answered is on its way before all that comes of its leaving.
             let open = asked.iter().filter(|asked| !asked.answered);
             if !open.clone().map(|asked| &asked.id).eq(&hold.asked) {
@@ -501,10 +504,14 @@ impl Mux {
 
     fn needs_lock(&self, hold: &Hold) -> bool {
         let key = self.key_of_hold(hold);
+        // Mostly it is clear: its turn is heard to run, or was asked for here.
+        let entry = key.map(|key| &self.entries[key]);
+        if entry.is_some_and(|entry| entry.turn.is_some() && entry.is_here()) {
+            return true;
+        }
         if hold.call.as_ref().is_some_and(|call| self.is_pending(call)) {
             // A send may be answered only at the end of its turn; but if its client was asked what
             // that waits for and has detached, somebody else has to see that there is one.
-            let entry = key.map(|key| &self.entries[key]);
             let hears = entry.is_some_and(|e| e.is_here() || e.reopening.is_some());
             return hears || hold.asked.is_empty();
         }
