@@ -452,15 +452,10 @@ impl Mux {
     fn farewell(&mut self, key: usize, parked: &Parked) -> Vec<Output> {
         self.unwatch(key);
         let slot = self.entries[key].slot;
-        let stalled = self.entries[key].turn.as_mut();
-        let stalled = stalled.is_some_and(|turn| std::mem::take(&mut turn.stalled));
-        if let Some(upstream) = slot.and_then(|slot| self.upstreams.get(slot))
-            && stalled
-        {
+        let backend = slot.and_then(|slot| self.upstreams.get(slot));
+        if let Some(backend) = backend.map(|u| u.backend.clone()) {
             // Whoever has it next looks for himself.
-            let (backend, silent) = (upstream.backend.clone(), false);
-            self.outputs
-                .push_back(Output::TurnSilent { backend, silent });
+            self.count_no_more(key, &backend);
         }
         let entry = &mut self.entries[key];
         let mut told: Vec<ConnectionId> = Vec::new();

@@ -68,6 +68,7 @@ impl Mux {
                 reopening.cause = Cause::Moved;
             }
         }
+        self.count_no_more(key, from);
         self.change_entry(cx.now, key, |entry| {
             entry.slot = None;
             entry.attached = false;

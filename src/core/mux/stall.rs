@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::{Context, Mux, Output, outbox::Outbox, tells::Tells, upstream::SlotId};
 use crate::core::{
     event::{ClosedBy, Event},
+    id::BackendName,
     reply::LostBy,
 };
 
@@ -43,6 +44,16 @@ impl Mux {
     pub(super) fn unwatch(&mut self, key: usize) {
         if !self.watches.is_empty() {
             self.watches.retain(|(_, k)| *k != key);
+        }
+    }
+
+    /// Its turn is not this backend's any more: if it was found to be silent there, it is no longer.
+    pub(super) fn count_no_more(&mut self, key: usize, backend: &BackendName) {
+        let turn = self.entries[key].turn.as_mut();
+        if turn.is_some_and(|turn| std::mem::take(&mut turn.stalled)) {
+            let (backend, silent) = (backend.clone(), false);
+            self.outputs
+                .push_back(Output::TurnSilent { backend, silent });
         }
     }
 
@@ -149,13 +160,9 @@ impl Mux {
         if shared && !std::mem::replace(&mut turn.quelled, true) {
             return self.abort_for_all(cx, key, slot, out);
         }
-        let silent = std::mem::take(&mut turn.stalled);
-        if let Some(upstream) = self.upstreams.get(slot).filter(|_| silent) {
-            // Its end is that of the backend which it has outlived.
-            self.outputs.push_back(Output::TurnSilent {
-                backend: upstream.backend.clone(),
-                silent: false,
-            });
+        // Its end is that of the backend which it has outlived.
+        if let Some(backend) = self.upstreams.get(slot).map(|u| u.backend.clone()) {
+            self.count_no_more(key, &backend);
         }
         self.lose_survivor(cx, key, out);
         self.abort_all(cx, key, out);

@@ -37,6 +37,29 @@ pub(super) fn kinds(said: &[Value]) -> Vec<&Value> {
     said.iter().map(|f| &f["params"]["event"]["type"]).collect()
 }
 
+/// It was found to be silent, asks the client, and survives the loss before it is looked at again.
+#[test]
+fn a_turn_that_was_silent_is_not_counted_at_a_backend_that_it_has_outlived() {
+    let mut rig = reopening::rig();
+    rig.settings.turn_stall = Some(Duration::from_secs(60));
+    rig.open("s1", "a");
+    let data = json!({"messageId": "m1"});
+    rig.backend("a", &event("s1", "user.message", data));
+    rig.pass(Duration::from_secs(121));
+    let data = json!({"requestId": "r1"});
+    rig.backend("a", &event("s1", "external_tool.requested", data));
+    rig.heard("a");
+    rig.said();
+    outlive(&mut rig, "a", "b");
+    rig.pass(Duration::from_secs(121));
+    let told = rig.logged(|output| match output {
+        Output::TurnSilent { backend, silent } => Some((backend.to_string(), *silent)),
+        _ => None,
+    });
+    let a = |silent| ("a".to_owned(), silent);
+    assert_eq!(told, [a(true), a(false)]);
+}
+
 #[test]
 fn a_turn_that_nobody_knows_of_is_not_revived() {
     #[derive(Clone, Copy, PartialEq, Debug)]
