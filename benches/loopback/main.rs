@@ -85,6 +85,9 @@ struct Args {
     /// Only this work: streaming or ping-pong.
     #[arg(long)]
     work: Option<String>,
+    /// Measure this build of Taxiway instead of the one that cargo has made for the benchmark.
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_taxiway"), hide_default_value = true)]
+    program: PathBuf,
     /// Another build of Taxiway to compare with, as NAME=PROGRAM.
     #[arg(long, value_name = "NAME=PROGRAM")]
     also: Vec<String>,
@@ -170,7 +173,7 @@ impl Args {
         let taxiway = |name: &str, granularity, threads, with| Subject {
             name: name.to_owned(),
             kind: Kind::Taxiway {
-                program: PathBuf::from(env!("CARGO_BIN_EXE_taxiway")),
+                program: self.program.clone(),
                 granularity,
                 threads,
                 with,
