@@ -176,6 +176,7 @@ impl Mux {
         let (Some(key), Some(handover)) = (self.parked_key(session), handover) else {
             return;
         };
+        self.unwatch(key);
         self.entries[key].turn = None;
         self.take_in(cx, key, *handover, None);
         if self.entries[key].turn.is_none() {

@@ -450,13 +450,8 @@ impl Mux {
 
     /// What those are told who wait for the session to be left.
     fn farewell(&mut self, key: usize, parked: &Parked) -> Vec<Output> {
+        // Whoever has it next looks for himself.
         self.unwatch(key);
-        let slot = self.entries[key].slot;
-        let backend = slot.and_then(|slot| self.upstreams.get(slot));
-        if let Some(backend) = backend.map(|u| u.backend.clone()) {
-            // Whoever has it next looks for himself.
-            self.count_no_more(key, &backend);
-        }
         let entry = &mut self.entries[key];
         let mut told: Vec<ConnectionId> = Vec::new();
         let mut handover = None;

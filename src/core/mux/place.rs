@@ -386,6 +386,7 @@ impl Mux {
             call.attaches() && call.at() == Some(slot) && call.session.as_ref() == Some(&entry.id)
         });
         let attaching = u32::try_from(attaching).expect("bounded by limits.calls_per_connection");
+        self.unwatch(key);
         self.change_entry(cx.now, key, |entry| {
             entry.slot = Some(slot);
             entry.attached = false;

@@ -68,7 +68,7 @@ impl Mux {
                 reopening.cause = Cause::Moved;
             }
         }
-        self.count_no_more(key, from);
+        self.count_no_more(key);
         self.change_entry(cx.now, key, |entry| {
             entry.slot = None;
             entry.attached = false;

@@ -141,9 +141,10 @@ pub(super) struct Turn {
     /// which is in no other process.
     pub(super) missing: Vec<String>,
     pub(super) trace_id: Option<String>,
-    /// How many events it had when it was looked at last, and whether it was found to be stalled.
+    /// How many events it had when it was looked at last.
     pub(super) events_seen: u64,
-    pub(super) stalled: bool,
+    /// The backend at which it is counted as silent, if it is.
+    pub(super) stalled: Option<BackendName>,
     /// An answer was given in it of which there is no copy: it could not be given again.
     pub(super) unkept: bool,
     /// It has outlived this backend, since it waited for the client alone.
@@ -190,7 +191,7 @@ impl Turn {
             missing: Vec::new(),
             trace_id: None,
             events_seen: 0,
-            stalled: false,
+            stalled: None,
             unkept: false,
             survived: None,
             doubtful: false,

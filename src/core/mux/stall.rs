@@ -13,7 +13,6 @@ use std::time::Duration;
 use super::{Context, Mux, Output, outbox::Outbox, tells::Tells, upstream::SlotId};
 use crate::core::{
     event::{ClosedBy, Event},
-    id::BackendName,
     reply::LostBy,
 };
 
@@ -40,18 +39,20 @@ impl Mux {
         }
     }
 
-    /// Its turn is over.
+    /// Its turn is over, or not looked at any more.
     pub(super) fn unwatch(&mut self, key: usize) {
         if !self.watches.is_empty() {
             self.watches.retain(|(_, k)| *k != key);
         }
+        self.count_no_more(key);
     }
 
-    /// Its turn is not this backend's any more: if it was found to be silent there, it is no longer.
-    pub(super) fn count_no_more(&mut self, key: usize, backend: &BackendName) {
-        let turn = self.entries[key].turn.as_mut();
-        if turn.is_some_and(|turn| std::mem::take(&mut turn.stalled)) {
-            let (backend, silent) = (backend.clone(), false);
+    /// If its turn was counted as silent, it is no more, wherever that was.
+    pub(super) fn count_no_more(&mut self, key: usize) {
+        let turn = self.entries.get_mut(key);
+        let turn = turn.and_then(|entry| entry.turn.as_mut());
+        if let Some(backend) = turn.and_then(|turn| turn.stalled.take()) {
+            let silent = false;
             self.outputs
                 .push_back(Output::TurnSilent { backend, silent });
         }
@@ -91,13 +92,16 @@ impl Mux {
             let silent = turn.events == turn.events_seen && !waits;
             // Its silence counts from the next look on.
             turn.events_seen = if waits { u64::MAX } else { turn.events };
-            let before = std::mem::replace(&mut turn.stalled, silent);
+            let before = turn.stalled.is_some();
             self.watches.push((cx.now + stall, key));
             let backend = slot.and_then(|slot| self.upstreams.get(slot));
             let Some(backend) = backend.map(|u| u.backend.clone()) else {
                 continue;
             };
-            if silent != before {
+            if !silent {
+                self.count_no_more(key);
+            } else if let Some(turn) = self.entries[key].turn.as_mut().filter(|_| !before) {
+                turn.stalled = Some(backend.clone());
                 self.outputs.push_back(Output::TurnSilent {
                     backend: backend.clone(),
                     silent,
@@ -159,10 +163,6 @@ impl Mux {
         // It may say that it has, and no end.
         if shared && !std::mem::replace(&mut turn.quelled, true) {
             return self.abort_for_all(cx, key, slot, out);
-        }
-        // Its end is that of the backend which it has outlived.
-        if let Some(backend) = self.upstreams.get(slot).map(|u| u.backend.clone()) {
-            self.count_no_more(key, &backend);
         }
         self.lose_survivor(cx, key, out);
         self.abort_all(cx, key, out);

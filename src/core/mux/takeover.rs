@@ -441,6 +441,7 @@ impl Mux {
         };
         // Told to the directory once more: who had it reports it no longer.
         turn.confirmed = false;
+        self.unwatch(key);
         let entry = &mut self.entries[key];
         entry.answers.extend(handover.answers);
         entry.turn = Some(turn);
@@ -658,6 +659,7 @@ impl Mux {
                 // Its call is dropped with all others.
                 self.give_up_taking(cx, key);
                 if !self.entries[key].attached {
+                    self.unwatch(key);
                     self.entries[key].turn = None;
                 }
                 continue;

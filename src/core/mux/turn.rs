@@ -410,6 +410,7 @@ impl Mux {
         closed_by: ClosedBy,
         mark: Option<u64>,
     ) {
+        self.unwatch(key);
         let turn = self.entries[key].turn.take();
         let Some(mut turn) = turn.filter(|turn| turn.confirmed) else {
             return;
@@ -420,13 +421,6 @@ impl Mux {
                 .and_then(|slot| self.upstreams.get(slot))
                 .map_or_else(|| "".into(), |u| u.backend.clone())
         });
-        self.unwatch(key);
-        if turn.stalled {
-            self.outputs.push_back(Output::TurnSilent {
-                backend: backend.clone(),
-                silent: false,
-            });
-        }
         let reference = self.reference();
         let entry = &self.entries[key];
         self.outputs.push_back(Output::TurnEnded(
