@@ -392,6 +392,35 @@ async fn a_reload_takes_back_what_it_gave() {
 }
 
 #[tokio::test]
+async fn a_reload_changes_the_caps_of_who_is_connected() {
+    bounded(60, async {
+        let mut rig = Rig::with(1, Disks::Separate, two).await;
+        let ann = known(&rig, ANN).await;
+        for session in ["a", "b"] {
+            ann.create(session).await;
+        }
+        let long =
+            |session| json!({ "sessionId": session, "prompt": "[[len 100000]] [[slow 20]]" });
+        ann.call("session.send", long("a")).await.unwrap();
+        ann.heard(&event("a", "assistant.turn_start")).await;
+        let capped = format!(
+            "{{ name = 'ann', token_sha256 = '{}', turns = 1 }}",
+            hash(ANN)
+        );
+        let conf = rig.taxiway.conf.clone();
+        let conf = conf.set("identity.principals", &format!("[{capped}]"));
+        rig.taxiway.reload(conf.clone()).await;
+        assert_eq!(code(ann.call("session.send", long("b")).await), -32013);
+        let free = format!("[{}]", principal("ann", ANN));
+        rig.taxiway
+            .reload(conf.set("identity.principals", &free))
+            .await;
+        ann.call("session.send", long("b")).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn thousands_of_principals_come_from_a_file_that_is_watched() {
     bounded(60, async {
         let line = |n: usize| format!("user-{n} {}\n", hash(&format!("secret token of {n}")));

@@ -75,11 +75,8 @@ impl Mux {
                 Standing::Until(cx.now + left.min(FAR))
             }
         };
-        if self.entered {
-            // The same one, perhaps with other caps: it has its place.
-            let _same = cx.commons.enter(cx.settings, Some(&principal));
-        }
         self.principal = Some(principal);
+        self.enter_again(cx);
         self.cutter.set_limits(cx.settings.frame);
     }
 
@@ -98,6 +95,7 @@ impl Mux {
             // Nobody is asked any more: everybody is let in, and is nobody.
             self.principal = None;
             self.standing = Standing::Good;
+            self.enter_again(cx);
             return;
         }
         match (principal, &self.principal) {
@@ -107,12 +105,20 @@ impl Mux {
                     expires,
                     ..(*new).clone()
                 }));
+                self.enter_again(cx);
             }
             // It has been asked, and has not answered yet.
             (_, None) if !self.greeted => {}
             (_, None) | (None, Some(_)) => self.revoke(cx),
         }
         self.look_at_standing(cx, out);
+    }
+
+    /// The same client, perhaps with other caps, or one that nobody asks any more: it has its place.
+    fn enter_again(&self, cx: &Context<'_>) {
+        if self.entered {
+            let _same = cx.commons.enter(cx.settings, self.principal.as_ref());
+        }
     }
 
     /// Too many at its address have failed to say who they are: there is no time for this one.

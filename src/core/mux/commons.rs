@@ -46,7 +46,7 @@ impl From<Over> for ProxyError {
 pub trait Commons: fmt::Debug {
     /// It is known who the client is, or that nobody asks: from now on it counts as one of that
     /// user's connections. What is counted for it ends with the connection. Said again, it is the same
-    /// principal, perhaps with other caps.
+    /// principal, perhaps with other caps, or nobody asks any more.
     ///
     /// # Errors
     /// The user has as many as may be.
