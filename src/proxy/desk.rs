@@ -11,7 +11,7 @@ use std::{
 use super::{
     Hub, Shared,
     hub::Message,
-    quota::{Account, Quota, Thing},
+    quota::{Account, Quota},
 };
 use crate::{
     core::{
@@ -46,6 +46,22 @@ struct Guest {
     account: Arc<Account>,
 }
 
+/// What is counted of sessions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Thing {
+    /// It is open.
+    Session,
+    /// A turn runs in it.
+    Turn,
+}
+
+/// Whether it is too late to refuse something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cap {
+    Binds,
+    Waived,
+}
+
 /// What is counted for this connection.
 struct Taken {
     thing: Thing,
@@ -64,8 +80,8 @@ impl Desk {
 
     /// This connection has the session open, and it is too late to refuse that.
     pub(super) fn opened(&self, settings: &Settings, session: &SessionId) {
-        self.take(settings, Thing::Session, session, false)
-            .expect("there is no cap");
+        self.take(settings, Thing::Session, session, Cap::Waived)
+            .expect("no cap binds");
     }
 
     /// It is not open here any more.
@@ -83,7 +99,7 @@ impl Desk {
         settings: &Settings,
         thing: Thing,
         session: &SessionId,
-        is_capped: bool,
+        cap: Cap,
     ) -> Result<(), Over> {
         let mut book = self.book();
         let Book { guest, taken } = &mut *book;
@@ -93,8 +109,12 @@ impl Desk {
         let (user, own) = guest.shares(&self.shared.quota, settings, thing, Some(session));
         let own = (guest.account.clone(), own);
         for (account, most) in user.into_iter().chain([own]) {
-            let most = most.filter(|_| is_capped);
-            if let Err(over) = account.take(thing, session, most) {
+            let most = most.filter(|_| cap == Cap::Binds);
+            let taken_up = match thing {
+                Thing::Session => account.open(session, most),
+                Thing::Turn => account.begin_turn(most),
+            };
+            if let Err(over) = taken_up {
                 book.give_back(thing, session);
                 return Err(over);
             }
@@ -117,8 +137,8 @@ impl Desk {
 type Share = (Arc<Account>, Option<u32>);
 
 impl Guest {
-    /// Whose count it is besides this account's, and up to how many may be in this one: for a service
-    /// its own, if it has a cap, and that of the session's user.
+    /// The account in which it counts besides the guest's own, for a service that of the session's user,
+    /// and up to how many there may be in each of the two: first that one, then the own one.
     fn shares(
         &self,
         quota: &Quota,
@@ -154,7 +174,7 @@ impl Book {
         self.taken.retain(|taken| {
             let gone = taken.is(thing, session);
             if gone {
-                taken.account.give_back(thing, session);
+                taken.end();
             }
             !gone
         });
@@ -165,13 +185,18 @@ impl Taken {
     fn is(&self, thing: Thing, session: &SessionId) -> bool {
         self.thing == thing && self.session == *session
     }
+
+    fn end(&self) {
+        match self.thing {
+            Thing::Session => self.account.close(&self.session),
+            Thing::Turn => self.account.end_turn(),
+        }
+    }
 }
 
 impl Drop for Book {
     fn drop(&mut self) {
-        for taken in std::mem::take(&mut self.taken) {
-            taken.account.give_back(taken.thing, &taken.session);
-        }
+        self.taken.iter().for_each(Taken::end);
         if let Some(guest) = &self.guest {
             guest.account.leave();
         }
@@ -222,7 +247,7 @@ impl Commons for Desk {
     }
 
     fn seat_session(&self, settings: &Settings, session: &SessionId) -> Result<(), Over> {
-        self.take(settings, Thing::Session, session, true)
+        self.take(settings, Thing::Session, session, Cap::Binds)
     }
 
     fn may_open(&self, settings: &Settings) -> Result<(), Over> {
@@ -238,7 +263,7 @@ impl Commons for Desk {
     }
 
     fn seat_turn(&self, settings: &Settings, session: &SessionId) -> Result<(), Over> {
-        self.take(settings, Thing::Turn, session, true)
+        self.take(settings, Thing::Turn, session, Cap::Binds)
     }
 
     fn ask_turn(&self, now: Instant, session: &SessionId, ask: &Ask) -> Verdict {

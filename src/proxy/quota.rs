@@ -108,18 +108,8 @@ struct Open {
     connections: u32,
     /// How many connections have it open.
     sessions: HashMap<SessionId, u32, RandomState>,
-    /// Of a session one connection at a time has the turn.
     turns: u32,
     left: Option<Instant>,
-}
-
-/// What is counted of sessions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Thing {
-    /// It is open.
-    Session,
-    /// A turn runs in it.
-    Turn,
 }
 
 impl Account {
@@ -141,17 +131,12 @@ impl Account {
         open.left = Some(Instant::now());
     }
 
-    /// One more connection has a session open, or the turn of it.
+    /// One more connection has this session open.
     ///
     /// # Errors
     /// There are as many as may be, and this is another one.
-    pub fn take(&self, thing: Thing, session: &SessionId, most: Option<u32>) -> Result<(), Over> {
+    pub fn open(&self, session: &SessionId, most: Option<u32>) -> Result<(), Over> {
         let mut open = lock(&self.open);
-        if thing == Thing::Turn {
-            beyond(TURNS, open.turns, most)?;
-            open.turns += 1;
-            return Ok(());
-        }
         let others = count(open.sessions.len());
         match open.sessions.entry(session.clone()) {
             Entry::Occupied(mut count) => *count.get_mut() += 1,
@@ -163,6 +148,36 @@ impl Account {
         Ok(())
     }
 
+    /// One less.
+    pub fn close(&self, session: &SessionId) {
+        let mut open = lock(&self.open);
+        if let EntryRef::Occupied(mut count) = open.sessions.entry_ref(session.as_str()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// One more turn. Of a session one connection at a time has the turn, so that nobody asks whose it
+    /// is.
+    ///
+    /// # Errors
+    /// There are as many as may be.
+    pub fn begin_turn(&self, most: Option<u32>) -> Result<(), Over> {
+        let mut open = lock(&self.open);
+        beyond(TURNS, open.turns, most)?;
+        open.turns += 1;
+        Ok(())
+    }
+
+    /// One less.
+    pub fn end_turn(&self) {
+        let mut open = lock(&self.open);
+        debug_assert!(open.turns > 0, "it was begun");
+        open.turns = open.turns.saturating_sub(1);
+    }
+
     /// Whether one more session may be open.
     ///
     /// # Errors
@@ -170,19 +185,6 @@ impl Account {
     pub fn has_room(&self, most: Option<u32>) -> Result<(), Over> {
         let open = lock(&self.open);
         beyond(SESSIONS, count(open.sessions.len()), most)
-    }
-
-    /// One less.
-    pub fn give_back(&self, thing: Thing, session: &SessionId) {
-        let mut open = lock(&self.open);
-        if thing == Thing::Turn {
-            open.turns = open.turns.saturating_sub(1);
-        } else if let EntryRef::Occupied(mut count) = open.sessions.entry_ref(session.as_str()) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
     }
 
     /// One call of so many bytes, on a connection that takes frames of `frame` bytes at most.
@@ -339,25 +341,19 @@ mod tests {
         let [a, b, c] = ["a", "b", "c"].map(SessionId::from);
         let most = Some(2);
         for session in [&a, &a, &b] {
-            account.take(Thing::Session, session, most).unwrap();
+            account.open(session, most).unwrap();
         }
-        assert_eq!(
-            limit_of(account.take(Thing::Session, &c, most)),
-            Some(SESSIONS)
-        );
+        assert_eq!(limit_of(account.open(&c, most)), Some(SESSIONS));
         assert_eq!(limit_of(account.has_room(most)), Some(SESSIONS));
-        account.take(Thing::Turn, &c, most).unwrap();
-        account.take(Thing::Turn, &a, most).unwrap();
-        assert_eq!(limit_of(account.take(Thing::Turn, &b, most)), Some(TURNS));
-        account.give_back(Thing::Turn, &a);
-        account.give_back(Thing::Session, &a);
-        assert_eq!(
-            limit_of(account.take(Thing::Session, &c, most)),
-            Some(SESSIONS)
-        );
-        account.give_back(Thing::Session, &a);
-        account.give_back(Thing::Session, &a);
-        account.take(Thing::Session, &c, most).unwrap();
+        account.begin_turn(most).unwrap();
+        account.begin_turn(most).unwrap();
+        assert_eq!(limit_of(account.begin_turn(most)), Some(TURNS));
+        account.end_turn();
+        account.close(&a);
+        assert_eq!(limit_of(account.open(&c, most)), Some(SESSIONS));
+        account.close(&a);
+        account.close(&a);
+        account.open(&c, most).unwrap();
         let usage = account.usage();
         assert_eq!((usage.sessions, usage.turns), (2, 1));
     }

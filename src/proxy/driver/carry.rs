@@ -91,6 +91,7 @@ impl Driver {
                 }
             }
             Output::TurnOver { session, parting } => {
+                // First: who has it next may be of the same user, and counts it for himself.
                 self.desk.turn_over(&session);
                 let hub = &self.shared.hub;
                 match desk::end_turn(store, hub, cx.now, &session, self.id, &parting) {
