@@ -8,9 +8,9 @@ use super::{
     doubtful::half_forgotten,
     reopening::{grant, own_call},
     rig::{Rig, event, failure, request, result},
-    survivors::{answer, kinds, waiting_turn},
+    survivors::{answer, kinds, silences, waiting_turn},
 };
-use crate::core::{id::SessionId, mux::Output};
+use crate::core::id::SessionId;
 
 const ANSWER: &str = "session.tools.handlePendingToolCall";
 
@@ -226,11 +226,7 @@ fn what_is_counted_as_silent_is_so_no_more_when_it_is_over() {
     rig.pass(Duration::from_secs(31));
     assert_eq!(kinds(&rig.said()), ["session.error", "session.idle"]);
     let mut silent = BTreeMap::new();
-    let told = rig.logged(|output| match output {
-        Output::TurnSilent { backend, silent } => Some((backend.to_string(), *silent)),
-        _ => None,
-    });
-    for (backend, begins) in told {
+    for (backend, begins) in silences(&mut rig) {
         *silent.entry(backend).or_insert(0) += if begins { 1 } else { -1 };
     }
     assert_eq!(silent, BTreeMap::from([("b".to_owned(), 0)]));

@@ -37,6 +37,14 @@ pub(super) fn kinds(said: &[Value]) -> Vec<&Value> {
     said.iter().map(|f| &f["params"]["event"]["type"]).collect()
 }
 
+/// What was said to the gauge of silent turns: of which backend, and whether one more.
+pub(super) fn silences(rig: &mut Rig) -> Vec<(String, bool)> {
+    rig.logged(|output| match output {
+        Output::TurnSilent { backend, silent } => Some((backend.to_string(), *silent)),
+        _ => None,
+    })
+}
+
 /// It was found to be silent, asks the client, and survives the loss before it is looked at again.
 #[test]
 fn a_turn_that_was_silent_is_not_counted_at_a_backend_that_it_has_outlived() {
@@ -52,28 +60,16 @@ fn a_turn_that_was_silent_is_not_counted_at_a_backend_that_it_has_outlived() {
     rig.said();
     outlive(&mut rig, "a", "b");
     rig.pass(Duration::from_secs(121));
-    let told = rig.logged(|output| match output {
-        Output::TurnSilent { backend, silent } => Some((backend.to_string(), *silent)),
-        _ => None,
-    });
     let a = |silent| ("a".to_owned(), silent);
-    assert_eq!(told, [a(true), a(false)]);
+    assert_eq!(silences(&mut rig), [a(true), a(false)]);
 }
 
 /// It was found to be silent where it went, and is lost there as one of the backend that it had outlived.
 #[test]
 fn a_silent_turn_is_counted_no_more_where_it_was_counted() {
-    let mut rig = reopening::rig();
+    let mut rig = waiting_turn();
     rig.settings.turn_stall = Some(Duration::from_secs(60));
-    rig.open("s1", "a");
     let asks = |id: &str| json!({"requestId": id});
-    rig.backend(
-        "a",
-        &event("s1", "user.message", json!({"messageId": "m1"})),
-    );
-    rig.backend("a", &event("s1", "external_tool.requested", asks("r1")));
-    rig.heard("a");
-    rig.said();
     outlive(&mut rig, "a", "b");
     rig.backend("b", &event("s1", "external_tool.completed", asks("r1")));
     rig.backend(
@@ -86,12 +82,8 @@ fn a_silent_turn_is_counted_no_more_where_it_was_counted() {
     rig.client(&request(3, "session.tools.handlePendingToolCall", params));
     rig.backend("b", &result(3, json!({"success": false})));
     assert_eq!(rig.mux.open_turns(), 0);
-    let told = rig.logged(|output| match output {
-        Output::TurnSilent { backend, silent } => Some((backend.to_string(), *silent)),
-        _ => None,
-    });
     let b = |silent| ("b".to_owned(), silent);
-    assert_eq!(told, [b(true), b(false)]);
+    assert_eq!(silences(&mut rig), [b(true), b(false)]);
 }
 
 #[test]
