@@ -120,7 +120,9 @@ impl Connections {
                     // It waits in the backlog, and the socket stays ready: without a pause this
                     // would go round as fast as it can.
                     shared.doorman.book.no_file(&shared.observer);
-                    self.frees_file(&shared);
+                    // One for each try: their files are free a moment later.
+                    let lobby = &shared.doorman.lobby;
+                    lobby.see_out(lobby.leaving() + 1, files::IN_ADVANCE);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(error) => {
@@ -129,13 +131,6 @@ impl Connections {
                 }
             }
         }
-    }
-
-    /// Calls out somebody who has not proved who it is. False if nobody is there who could be, or as
-    /// many are on their way out as may be counted on.
-    fn frees_file(&self, shared: &Shared) -> bool {
-        let lobby = &shared.doorman.lobby;
-        lobby.leaving() < files::IN_ADVANCE && lobby.make_room()
     }
 
     fn start(&self, stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
@@ -148,15 +143,16 @@ impl Connections {
         let leaving = doorman.lobby.leaving();
         if self.tasks.len().saturating_sub(leaving) >= rules.connections {
             // Who has proved who it is stays; one who has not makes room.
-            if leaving >= LEAVING || !doorman.lobby.make_room() {
+            if !doorman.lobby.see_out(leaving + 1, LEAVING) {
                 // Closed at once: a client that waits for an answer would only wait longer.
                 doorman.book.surplus(observer);
                 return;
             }
             observer.metrics().limit_hit("limits.connections");
         }
-        if files::leaves_none(&stream) {
-            if !self.frees_file(shared) {
+        let beyond = files::beyond(&stream);
+        if beyond > 0 {
+            if !doorman.lobby.see_out(beyond, files::IN_ADVANCE) {
                 // Closed at once as well: nobody could serve it, and what is left is needed for
                 // those that are served.
                 doorman.book.no_file(observer);

@@ -93,14 +93,17 @@ impl Lobby {
         }
     }
 
-    /// Calls one out. False if there is none.
-    pub(super) fn make_room(&self) -> bool {
+    /// Sees to it that at least `wanted` are on their way out, of those that were called out before and
+    /// of others that are called out now. False if that is more than `most`, or than there are.
+    pub(super) fn see_out(&self, wanted: usize, most: usize) -> bool {
         let mut inside = self.inside();
-        let gone = inside.strangers.evict();
-        gone.is_some_and(|id| {
-            inside.ring(id);
-            true
-        })
+        while inside.leaving.len() < wanted.min(most) {
+            let Some(gone) = inside.strangers.evict() else {
+                return false;
+            };
+            inside.ring(gone);
+        }
+        wanted <= most
     }
 
     /// How many were called out and have not gone yet.

@@ -127,17 +127,19 @@ pub fn is_own_want(error: &io::Error) -> bool {
     is_exhaustion(error) || error.raw_os_error().is_none() && are_out()
 }
 
-/// Whether a client's connection, accepted just now, takes a file that is kept back. The system gives
-/// the lowest number that is free, so the number says how many are in use.
-pub fn leaves_none(accepted: &impl AsFd) -> bool {
-    is_beyond(accepted, FOR_UPSTREAM)
+/// How many files have to be closed for a client's connection, accepted just now, to take none of
+/// those that are kept back. The system gives the lowest number that is free, so the number says how
+/// many are in use.
+pub fn beyond(accepted: &impl AsFd) -> usize {
+    beyond_by(accepted, FOR_UPSTREAM)
 }
 
-/// The same for a connection that was made for a client, as the error of connecting.
+/// Whether a connection that was made for a client takes one that is kept back, as the error of
+/// connecting.
 pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
-    match is_beyond(connected, 0) {
-        true => Err(Errno::MFILE.into()),
-        false => Ok(()),
+    match beyond_by(connected, 0) {
+        0 => Ok(()),
+        _ => Err(Errno::MFILE.into()),
     }
 }
 
@@ -145,7 +147,7 @@ pub(super) fn spare(connected: &impl AsFd) -> io::Result<()> {
 fn are_out() -> bool {
     // Whatever is open can be asked for one more number.
     match rustix::io::dup(io::stderr()) {
-        Ok(file) => is_beyond(&file, 0),
+        Ok(file) => beyond_by(&file, 0) > 0,
         Err(error) => is_exhaustion(&error.into()),
     }
 }
@@ -154,11 +156,16 @@ fn kept_back() -> u64 {
     KEPT_BACK.load(Ordering::Relaxed)
 }
 
-/// Whether a file is one of the last `besides` before those that are kept back, or of these.
-fn is_beyond(file: &impl AsFd, besides: u64) -> bool {
-    let limit = getrlimit(Resource::Nofile).current;
+/// How far the number of a file lies within the last `besides` before those that are kept back, or
+/// within these; 0 = before all of them.
+fn beyond_by(file: &impl AsFd, besides: u64) -> usize {
+    let Some(limit) = getrlimit(Resource::Nofile).current else {
+        return 0;
+    };
     let number = u64::try_from(file.as_fd().as_raw_fd()).unwrap_or(0);
-    limit.is_some_and(|limit| number + besides >= free_for_clients(limit, kept_back()))
+    let in_use = number + 1 + besides;
+    let beyond = in_use.saturating_sub(free_for_clients(limit, kept_back()));
+    usize::try_from(beyond).unwrap_or(usize::MAX)
 }
 
 /// Those of clients have half of all numbers, however large the pool is.
