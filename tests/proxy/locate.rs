@@ -78,8 +78,17 @@ async fn sessions_on_the_disks_before_the_start_are_known() {
         let sims = Sims::start(2, Disks::Separate).await;
         left_on_disk(&sims, "s2", "old").await;
         let taxiway = Taxiway::start(Conf::new(Disks::Separate).all_of(&sims)).await;
-        let told = taxiway.admin.get("/api/v1/sessions/old/explain").await;
-        assert_eq!(told["home"], "s2", "{told}");
+        // It listens as soon as the servers are found healthy, and asks them about a session that is
+        // named before their lists are here.
+        until("the list of the disk", async || {
+            let told = taxiway.admin.get("/api/v1/sessions/old/explain").await;
+            if told["home"] == "s2" {
+                Ok(())
+            } else {
+                Err(told)
+            }
+        })
+        .await;
         let client = Client::greeted(taxiway.address()).await;
         client.create("old").await;
         assert_eq!(sims.owner("old").as_deref(), Some("s2"));
