@@ -32,15 +32,19 @@ use crate::{
 
 /// What the first frames have led to.
 enum Greeting {
-    /// Relay to the backend of this key; the bytes so far go first.
-    Route {
-        key: String,
-        session: Option<SessionId>,
-        read: Vec<u8>,
-        options: Box<connect::Options>,
-    },
+    /// Relay; the bytes so far go first.
+    Route(Route, Vec<u8>),
     /// The connection ends.
     End(ClosedBy, String),
+}
+
+/// Where a connection is to be relayed to.
+struct Route {
+    /// Gives the backend.
+    key: String,
+    session: Option<SessionId>,
+    /// Of the client's `connect`.
+    options: Box<connect::Options>,
 }
 
 /// How far a connection has come.
@@ -110,36 +114,53 @@ async fn serve(
     stream: &mut Stream,
     progress: &Progress,
 ) -> (ClosedBy, String) {
+    // On the heap, as long as they take: a connection that is relayed needs no room for how it began.
     let front = Front::new(shared, rules, id, peer, progress);
-    let greeting = match front.greet(stream).await {
+    let greeting = match Box::pin(front.greet(stream)).await {
         Ok(greeting) => greeting,
         Err(error) => return (ClosedBy::Client, error.to_string()),
     };
-    let (key, session, read, options) = match greeting {
-        Greeting::Route {
-            key,
-            session,
-            read,
-            options,
-        } => (key, session, read, options),
+    let (route, read) = match greeting {
+        Greeting::Route(route, read) => (route, read),
         Greeting::End(closed_by, reason) => return (closed_by, reason),
     };
-    // A backend that cannot be reached is passed over: nothing of the client's has left yet.
+    let reached = Box::pin(reach(shared, rules, id, (peer, stream.local_addr()), route)).await;
+    let Some((backend, mut upstream)) = reached else {
+        return (ClosedBy::Proxy, "no usable backend".to_owned());
+    };
+    progress.routed.store(true, Ordering::Relaxed);
+    let metrics = shared.observer.metrics().backend(&backend);
+    metrics.upstream_opened();
+    let ended = relay(shared, rules, id, &backend, stream, &mut upstream, read).await;
+    metrics.upstream_closed();
+    ended
+}
+
+/// A connection to the backend of this key, or to the next one: what cannot be reached is passed over,
+/// since nothing of the client's has left yet. None if there is no other one.
+async fn reach(
+    shared: &Shared,
+    rules: &Arc<Rules>,
+    id: ConnectionId,
+    (peer, local): (SocketAddr, io::Result<SocketAddr>),
+    route: Route,
+) -> Option<(BackendName, Stream)> {
     let snapshot = shared.pool.snapshot();
     let mut pool = (*snapshot).clone();
-    let source = |transport: &Transport| match stream.local_addr() {
-        Ok(to) if transport.proxy_protocol.is_some() => Source::Client { from: peer, to },
-        Ok(_) | Err(_) => Source::Own,
-    };
-    let upstream = loop {
-        let Some((backend, reason)) = shared.store.place(rules.policy, &key, &pool) else {
-            return (ClosedBy::Proxy, "no usable backend".to_owned());
-        };
+    loop {
+        let (backend, reason) = shared.store.place(rules.policy, &route.key, &pool)?;
         let transport = shared.pool.transport(&backend);
-        let source = source(&transport);
-        match open(rules, &snapshot, &backend, &transport, source, &options).await {
+        let source = match &local {
+            Ok(to) if transport.proxy_protocol.is_some() => Source::Client {
+                from: peer,
+                to: *to,
+            },
+            Ok(_) | Err(_) => Source::Own,
+        };
+        let options = &route.options;
+        match open(rules, &snapshot, &backend, &transport, source, options).await {
             Ok(upstream) => {
-                if let Some(session) = session {
+                if let Some(session) = route.session {
                     shared.observer.record(&Event::Placement {
                         connection: id,
                         session,
@@ -147,7 +168,7 @@ async fn serve(
                         reason,
                     });
                 }
-                break (backend, upstream);
+                return Some((backend, upstream));
             }
             Err(error) => {
                 if files::is_own_want(&error) {
@@ -159,14 +180,7 @@ async fn serve(
                     .change(|all| all.retain(|b| b.name != backend));
             }
         }
-    };
-    let (backend, mut upstream) = upstream;
-    progress.routed.store(true, Ordering::Relaxed);
-    let metrics = shared.observer.metrics().backend(&backend);
-    metrics.upstream_opened();
-    let ended = relay(shared, rules, id, &backend, stream, &mut upstream, &read).await;
-    metrics.upstream_closed();
-    ended
+    }
 }
 
 async fn relay(
@@ -176,17 +190,18 @@ async fn relay(
     backend: &BackendName,
     client: &mut Stream,
     upstream: &mut Stream,
-    first: &[u8],
+    first: Vec<u8>,
 ) -> (ClosedBy, String) {
     let metrics = shared.observer.metrics();
     let activity = shared.pool.activity(backend);
     let stall = rules.write_stall;
     let broken = |error: io::Error| (ClosedBy::Backend, format!("{backend}: {error}"));
-    match tokio::time::timeout(stall, upstream.write_all(first)).await {
+    match tokio::time::timeout(stall, upstream.write_all(&first)).await {
         Ok(Ok(())) => metrics.add_bytes(Direction::ClientToBackend, first.len() as u64),
         Ok(Err(error)) => return broken(error),
         Err(_) => return broken(io::ErrorKind::TimedOut.into()),
     }
+    drop(first);
     let joined = splice(client, upstream, stall, |leg, n| match leg {
         Leg::Forth => metrics.add_bytes(Direction::ClientToBackend, n),
         Leg::Back => {
@@ -328,12 +343,12 @@ impl<'a> Front<'a> {
                     partial_since = Instant::now();
                     let end = body.end;
                     if let Some((key, session)) = self.key_of(&buffer[body]) {
-                        return Ok(Greeting::Route {
+                        let route = Route {
                             key,
                             session,
-                            read: buffer,
                             options: Box::new(self.options),
-                        });
+                        };
+                        return Ok(Greeting::Route(route, buffer));
                     }
                     buffer.drain(..end);
                     stream.write_all(&self.answers).await?;
