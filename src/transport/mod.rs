@@ -7,6 +7,8 @@ mod credentials;
 mod dial;
 mod fault;
 pub mod files;
+#[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
+mod pipe;
 pub mod scratch;
 mod splice;
 mod stream;

@@ -1,5 +1,6 @@
 //! Two connections joined: bytes as they come, counted as they pass, an end passed on, and a bound
-//! on how long a side may take none. Knows nothing of frames.
+//! on how long a side may take none. Where much comes at a time, and neither side is under TLS, the
+//! kernel moves it by itself. Knows nothing of frames.
 
 use std::{
     future::Future,
@@ -11,15 +12,17 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::{Instant, Sleep},
 };
 
-use super::{scratch, stream::Stream};
+use super::{pipe::Pipe, scratch, stream::Stream};
 
-/// What a direction reads before it writes, at most; and so what waits for a side that takes none.
-const CHUNK: usize = 64 * 1024;
+/// From so many bytes at a time on, more are expected, and moved by the kernel. Fewer are sooner copied
+/// than moved page by page.
+const MUCH: usize = 16 * 1024;
 
-/// Chunks of one direction before others get their turn.
+/// Reads of one direction before others get their turn.
 const ROUNDS: usize = 4;
 
 /// Which direction.
@@ -103,15 +106,25 @@ enum Phase {
     Ended,
 }
 
+/// What the other side has not taken yet.
+#[derive(Debug, Default)]
+enum Rest {
+    #[default]
+    Nothing,
+    /// The bytes, and how many of them it has taken since.
+    Copied(Vec<u8>, usize),
+    /// They have never been here.
+    Piped(Pipe),
+}
+
 #[derive(Default)]
 struct Direction {
     phase: Phase,
-    /// What a write did not take.
-    rest: Vec<u8>,
-    /// How much of `rest` has been taken since.
-    start: usize,
+    rest: Rest,
     /// Bytes read since it was asked last.
     passed: u64,
+    /// The last read brought [`MUCH`].
+    comes_much: bool,
     /// Runs while the other side takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -151,18 +164,8 @@ impl Direction {
 
     /// Passes on what waits, then a chunk of what has come.
     fn step(&mut self, from: &mut Stream, to: &mut Stream, task: &mut Context<'_>) -> Step {
-        let before = self.start;
-        if self.start < self.rest.len() {
-            let written = write(to, &self.rest[self.start..], task);
-            self.start += written.count;
-            match written.then {
-                Then::Went => (self.rest, self.start) = (Vec::new(), 0),
-                Then::Waits => {
-                    let took = self.start > before;
-                    return Step::WaitsForRoom { took };
-                }
-                Then::Failed(error) => return Step::Failed(End::To(error)),
-            }
+        if let Some(step) = self.pass_rest(to, task) {
+            return step;
         }
         if to.holds_unsent() {
             match Pin::new(&mut *to).poll_flush(task) {
@@ -193,17 +196,75 @@ impl Direction {
         }
     }
 
-    /// Reads a chunk into the thread's buffer and writes it. Only what is not taken is copied.
+    /// Gives the other side what waits for it. None if all of it went.
+    fn pass_rest(&mut self, to: &mut Stream, task: &mut Context<'_>) -> Option<Step> {
+        let written = match &mut self.rest {
+            Rest::Nothing => return None,
+            Rest::Copied(bytes, start) => {
+                let written = write(to, &bytes[*start..], task);
+                *start += written.count;
+                written
+            }
+            Rest::Piped(pipe) => drain(pipe, to.tcp(), task),
+        };
+        match written.then {
+            Then::Went => {
+                if let Rest::Piped(pipe) = std::mem::take(&mut self.rest) {
+                    pipe.give_back();
+                }
+                None
+            }
+            Then::Waits => Some(Step::WaitsForRoom {
+                took: written.count > 0,
+            }),
+            Then::Failed(error) => Some(Step::Failed(End::To(error))),
+        }
+    }
+
+    /// Passes on what has come, as much as one read brings.
     fn pass(&mut self, from: &mut Stream, to: &mut Stream, task: &mut Context<'_>) -> Step {
         if from.poll_read_ready(task).is_pending() {
             return Step::WaitsForBytes;
         }
+        if self.comes_much
+            && let (Stream::Plain(from), Stream::Plain(_)) = (&*from, &*to)
+            && let Some(pipe) = Pipe::take()
+        {
+            return self.pass_within(pipe, from, to, task);
+        }
         let mut buffer = scratch::take();
-        let step = self.pass_by(&mut buffer[..CHUNK], from, to, task);
+        let step = self.pass_by(&mut buffer, from, to, task);
         scratch::give_back(buffer);
         step
     }
 
+    /// By a pipe.
+    fn pass_within(
+        &mut self,
+        mut pipe: Pipe,
+        from: &TcpStream,
+        to: &mut Stream,
+        task: &mut Context<'_>,
+    ) -> Step {
+        match pipe.fill(from) {
+            Ok(0) => self.phase = Phase::Ending,
+            Ok(count) => {
+                self.passed += count as u64;
+                self.comes_much = count >= MUCH;
+            }
+            // The next step waits for more, or copies what has come.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported
+                ) => {}
+            Err(error) => self.phase = Phase::Broken(error),
+        }
+        self.rest = Rest::Piped(pipe);
+        self.pass_rest(to, task).unwrap_or(Step::Went)
+    }
+
+    /// By the thread's buffer. Only what is not taken is copied.
     fn pass_by(
         &mut self,
         buffer: &mut [u8],
@@ -235,12 +296,13 @@ impl Direction {
         };
         let bytes = space.filled();
         self.passed += bytes.len() as u64;
+        self.comes_much = bytes.len() >= MUCH;
         if !bytes.is_empty() {
             let written = write(to, bytes, task);
             match written.then {
                 Then::Went => {}
                 Then::Waits => {
-                    self.rest = bytes[written.count..].to_vec();
+                    self.rest = Rest::Copied(bytes[written.count..].to_vec(), 0);
                     return Step::WaitsForRoom { took: true };
                 }
                 Then::Failed(error) => return Step::Failed(End::To(error)),
@@ -293,6 +355,29 @@ fn write(to: &mut Stream, bytes: &[u8], task: &mut Context<'_>) -> Written {
             Poll::Ready(Ok(0)) => break Then::Failed(io::ErrorKind::WriteZero.into()),
             Poll::Ready(Ok(n)) => count += n,
             Poll::Ready(Err(error)) => break Then::Failed(error),
+        }
+    };
+    Written { count, then }
+}
+
+/// The same of what a pipe holds.
+fn drain(pipe: &mut Pipe, to: &TcpStream, task: &mut Context<'_>) -> Written {
+    let mut count = 0;
+    let then = loop {
+        if pipe.held() == 0 {
+            break Then::Went;
+        }
+        match pipe.drain(to) {
+            Ok(0) => break Then::Failed(io::ErrorKind::WriteZero.into()),
+            Ok(n) => count += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                match to.poll_write_ready(task) {
+                    Poll::Pending => break Then::Waits,
+                    Poll::Ready(Err(error)) => break Then::Failed(error),
+                    Poll::Ready(Ok(())) => {}
+                }
+            }
+            Err(error) => break Then::Failed(error),
         }
     };
     Written { count, then }

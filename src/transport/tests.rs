@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use proptest::strategy::{Strategy, ValueTree};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -350,7 +351,120 @@ async fn joined_connections_pass_bytes_and_ends_and_count() {
         );
         let counts = counts.map(AtomicU64::into_inner);
         assert_eq!(counts, [1_000_000, 500_000]);
+        let within = pipe::FILLED.take();
+        assert_eq!(
+            within > 500_000,
+            cfg!(target_os = "linux") && !encrypts,
+            "{within}"
+        );
     }
+}
+
+/// Some systems do not move bytes by themselves, or must not: then they are copied.
+#[tokio::test]
+async fn what_is_not_moved_is_copied() {
+    let (mut client, mut front) = plain().await;
+    let (mut back, mut server) = plain().await;
+    pipe::refuse();
+    let text: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    let joining = splice(&mut front, &mut back, Duration::from_secs(60), |_, _| {});
+    let passing = async {
+        let writing = async {
+            client.write_all(&text).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let (read, ()) = tokio::join!(server.read_to_end(&mut got), writing);
+        read.unwrap();
+        drop(server);
+        got
+    };
+    let (_ended, got) = tokio::join!(joining, passing);
+    assert!(got == text, "{} bytes", got.len());
+    assert_eq!(pipe::FILLED.take(), 0);
+}
+
+/// Pieces of all sizes, to a side that takes them now and then: whatever is copied and what the kernel
+/// moves by itself comes in one order, and whole.
+#[tokio::test]
+async fn what_is_moved_and_what_is_copied_stays_in_order() {
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let sizes = proptest::collection::vec(
+        proptest::prop_oneof![1..2_000usize, 10_000..40_000usize, 200_000..600_000usize],
+        1..30,
+    );
+    let mut within = 0;
+    for _ in 0..24 {
+        let sizes = sizes.new_tree(&mut runner).unwrap().current();
+        let (mut client, mut front) = plain().await;
+        let (mut back, mut server) = plain().await;
+        let total: usize = sizes.iter().sum();
+        let text: Vec<u8> = (0..total).map(|n| (n * 31 / 7 % 251) as u8).collect();
+        let joining = splice(&mut front, &mut back, Duration::from_secs(60), |_, _| {});
+        let writing = async {
+            let mut rest = &text[..];
+            for size in &sizes {
+                let (piece, more) = rest.split_at(*size);
+                client.write_all(piece).await.unwrap();
+                rest = more;
+                tokio::task::yield_now().await;
+            }
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let reading = async {
+            let mut got = Vec::new();
+            let mut piece = vec![0; 150_000];
+            loop {
+                for _ in 0..got.len() % 5 {
+                    tokio::task::yield_now().await;
+                }
+                match server.read(&mut piece).await.unwrap() {
+                    0 => break,
+                    n => got.extend_from_slice(&piece[..n]),
+                }
+            }
+            server.write_all(b"all").await.unwrap();
+            server.shutdown().await.unwrap();
+            got
+        };
+        let (joined, answer, got) = tokio::join!(joining, writing, reading);
+        joined.unwrap();
+        assert!(got == text, "{} of {total} bytes, {sizes:?}", got.len());
+        assert_eq!(answer, b"all");
+        within += pipe::FILLED.take();
+    }
+    assert_eq!(within > 0, cfg!(target_os = "linux"), "{within}");
+}
+
+/// A connection that breaks while the kernel moves its bytes is told as one whose bytes are copied.
+#[tokio::test]
+async fn a_break_in_much_is_told() {
+    let (mut client, mut front) = plain().await;
+    let (mut back, mut server) = plain().await;
+    let text = vec![7; 3_000_000];
+    let writing = async {
+        client.write_all(&text).await.unwrap();
+        // Read by nobody: closed with it, the connection is reset.
+        server.write_all(&[1; 1000]).await.unwrap();
+        client.tcp().readable().await.unwrap();
+        drop(client);
+        let mut count = 0;
+        let mut piece = vec![0; 100_000];
+        while let Ok(n @ 1..) = server.read(&mut piece).await {
+            count += n;
+        }
+        count
+    };
+    let joining = splice(&mut front, &mut back, Duration::from_secs(60), |_, _| {});
+    let ended = tokio::select! {
+        ended = joining => ended,
+        _ = writing => panic!("the server's side was closed"),
+    };
+    assert!(matches!(ended, Err(Halt::First(_))), "{ended:?}");
+    assert_eq!(pipe::FILLED.take() > 0, cfg!(target_os = "linux"));
 }
 
 #[tokio::test]
