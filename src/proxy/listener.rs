@@ -122,7 +122,7 @@ impl Connections {
                     shared.doorman.book.no_file(&shared.observer);
                     // One for each try: their files are free a moment later.
                     let lobby = &shared.doorman.lobby;
-                    lobby.see_out(lobby.leaving() + 1, files::IN_ADVANCE);
+                    lobby.see_out(|leaving| leaving + 1, files::IN_ADVANCE);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(error) => {
@@ -143,7 +143,7 @@ impl Connections {
         let leaving = doorman.lobby.leaving();
         if self.tasks.len().saturating_sub(leaving) >= rules.connections {
             // Who has proved who it is stays; one who has not makes room.
-            if !doorman.lobby.see_out(leaving + 1, LEAVING) {
+            if !doorman.lobby.see_out(|leaving| leaving + 1, LEAVING) {
                 // Closed at once: a client that waits for an answer would only wait longer.
                 doorman.book.surplus(observer);
                 return;
@@ -152,7 +152,7 @@ impl Connections {
         }
         let beyond = files::beyond(&stream);
         if beyond > 0 {
-            if !doorman.lobby.see_out(beyond, files::IN_ADVANCE) {
+            if !doorman.lobby.see_out(|_| beyond, files::IN_ADVANCE) {
                 // Closed at once as well: nobody could serve it, and what is left is needed for
                 // those that are served.
                 doorman.book.no_file(observer);

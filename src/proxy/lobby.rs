@@ -93,17 +93,19 @@ impl Lobby {
         }
     }
 
-    /// Sees to it that at least `wanted` are on their way out, of those that were called out before and
-    /// of others that are called out now. False if that is more than `most`, or than there are.
-    pub(super) fn see_out(&self, wanted: usize, most: usize) -> bool {
+    /// Calls out so many that `wanted` are on their way out, as it says of how many are already; as far
+    /// as there are others, and up to `most` in all. Whether somebody may come in for it: enough
+    /// are on their way, or one more than before.
+    pub(super) fn see_out(&self, wanted: impl FnOnce(usize) -> usize, most: usize) -> bool {
         let mut inside = self.inside();
-        while inside.leaving.len() < wanted.min(most) {
-            let Some(gone) = inside.strangers.evict() else {
-                return false;
-            };
+        let before = inside.leaving.len();
+        let wanted = wanted(before);
+        while inside.leaving.len() < wanted.min(most)
+            && let Some(gone) = inside.strangers.evict()
+        {
             inside.ring(gone);
         }
-        wanted <= most
+        inside.leaving.len() > before || before >= wanted
     }
 
     /// How many were called out and have not gone yet.
@@ -173,5 +175,43 @@ impl Drop for Seat {
         inside.strangers.leave(self.id);
         inside.bells.remove(&self.id);
         inside.leaving.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Identities;
+
+    #[test]
+    fn nobody_is_called_out_in_vain() {
+        let lobby = Lobby::default();
+        let observer = Observer::new(Identities::Plain);
+        let bounds = Bounds {
+            total: 100,
+            per_address: None,
+        };
+        let sit = |id| lobby.sit(ConnectionId(id), [127, 0, 0, 1].into(), bounds, &observer);
+        let mut seats: Vec<Seat> = (1..=2).map(sit).collect();
+        // More are wanted than there are: who comes gets in for those who go.
+        assert!(lobby.see_out(|_| 8, 16));
+        assert_eq!((lobby.len(), lobby.leaving()), (0, 2));
+        assert!(!lobby.see_out(|_| 8, 16), "nobody is left");
+        assert!(
+            lobby.see_out(|_| 2, 16),
+            "as many as are wanted are leaving"
+        );
+        seats.clear();
+        assert_eq!(lobby.leaving(), 0);
+
+        let _seats: Vec<Seat> = (3..=9).map(sit).collect();
+        assert!(lobby.see_out(|leaving| leaving + 1, 3));
+        assert_eq!(lobby.leaving(), 1);
+        assert!(lobby.see_out(|_| 5, 3));
+        assert_eq!(lobby.leaving(), 3);
+        assert!(
+            !lobby.see_out(|leaving| leaving + 1, 3),
+            "as many as may be"
+        );
     }
 }
