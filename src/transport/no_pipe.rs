@@ -6,6 +6,8 @@ use std::io;
 
 use tokio::net::TcpStream;
 
+pub(super) const SIZE: usize = super::scratch::SIZE;
+
 /// None there is.
 #[derive(Debug)]
 pub(super) enum Pipe {}

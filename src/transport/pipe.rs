@@ -7,6 +7,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -19,20 +20,23 @@ use super::{files, scratch};
 
 /// What one holds, of what is cut into whole pages: as much as is read where bytes are copied. A system
 /// gives every user 64 MiB of it.
-const SIZE: usize = scratch::SIZE;
+pub(super) const SIZE: usize = scratch::SIZE;
 
 /// So many there are at a time, in all threads.
 const MOST: usize = 64;
 
-/// So many that are not in use a thread keeps.
-const SPARE: usize = 2;
+/// So many that are not in use a thread keeps: it moves bytes of one connection at a time.
+const SPARE: usize = 1;
+
+/// Where the system gave none, or moved nothing by it, it is not asked again for so long.
+const PAUSE: Duration = Duration::from_secs(1);
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static SPARES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
-    /// The system has refused to move bytes so (an emulated one may, or a filter of system calls).
-    static REFUSED: Cell<bool> = const { Cell::new(false) };
+    /// Until when bytes are to be copied.
+    static PAUSED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// A system that refuses, for tests: the next pipe is none.
@@ -85,15 +89,26 @@ impl Pipe {
     /// An empty one; none if there are enough, or the system gives none of that size: then bytes are
     /// to be copied.
     pub(super) fn take() -> Option<Self> {
-        let spare = SPARES.with_borrow_mut(Vec::pop);
-        spare.or_else(Self::new).filter(|_| !REFUSED.get())
+        if let Some(until) = PAUSED.get() {
+            if Instant::now() < until {
+                return None;
+            }
+            PAUSED.set(None);
+        }
+        let pipe = SPARES.with_borrow_mut(Vec::pop).or_else(Self::new);
+        if pipe.is_none() {
+            pause();
+        }
+        pipe
     }
 
     fn new() -> Option<Self> {
         let one = One::of_all()?;
         let (from, into) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
-        // Its files are as good as a connection's: none of those that are kept back.
-        files::spare(&into).ok()?;
+        // It must not take the place of a connection to a server.
+        if files::beyond(&into) > 0 {
+            return None;
+        }
         fcntl_setpipe_size(&into, SIZE).ok()?;
         Some(Self {
             from,
@@ -117,22 +132,30 @@ impl Pipe {
         self.held
     }
 
-    /// Takes in what has come on a socket, as far as there is room. 0 = nothing comes any more.
+    /// Takes in what has come on a socket, as far as there is room. 0 = it could not, and nobody knows why:
+    /// nothing has come, or nothing will, or what comes cannot be moved so (nothing beyond an urgent
+    /// byte can). A read tells.
     ///
     /// # Errors
-    /// The socket's; `WouldBlock` if nothing has come, and then its readiness tells when something does;
-    /// `Unsupported` if the system does no such thing: nothing is lost, and no pipe will be lent any more.
+    /// The socket's.
     pub(super) fn fill(&mut self, socket: &TcpStream) -> io::Result<usize> {
-        let count = socket.try_io(Interest::READABLE, || {
-            let moved = splice(socket, None, &self.into, None, SIZE, flags());
-            moved.map_err(|errno| match errno {
-                Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::ACCESS => {
-                    REFUSED.set(true);
-                    io::ErrorKind::Unsupported.into()
+        let filled = socket.try_io(Interest::READABLE, || {
+            match splice(socket, None, &self.into, None, SIZE, flags()) {
+                Ok(count) => Ok(count),
+                // Readiness stays as it is: a read will find out.
+                Err(Errno::AGAIN) => Ok(0),
+                // An emulated system, or a filter of system calls.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+                    pause();
+                    Ok(0)
                 }
-                errno => io::Error::from(errno),
-            })
-        })?;
+                Err(error) => Err(error.into()),
+            }
+        });
+        let count = match filled {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            filled => filled?,
+        };
         self.held += count;
         #[cfg(test)]
         FILLED.set(FILLED.get() + count);
@@ -150,6 +173,10 @@ impl Pipe {
         self.held -= count;
         Ok(count)
     }
+}
+
+fn pause() {
+    PAUSED.set(Some(Instant::now() + PAUSE));
 }
 
 fn flags() -> SpliceFlags {

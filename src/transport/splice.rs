@@ -16,7 +16,15 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{pipe::Pipe, scratch, stream::Stream};
+use super::{
+    pipe::{self, Pipe},
+    scratch,
+    stream::Stream,
+};
+
+/// What a direction reads into memory before it writes, at most; and so what waits there for a side that
+/// takes none.
+const CHUNK: usize = 64 * 1024;
 
 /// From so many bytes at a time on, more are expected, and moved by the kernel. Fewer are sooner copied
 /// than moved page by page.
@@ -123,8 +131,10 @@ struct Direction {
     rest: Rest,
     /// Bytes read since it was asked last.
     passed: u64,
-    /// The last read brought [`MUCH`].
+    /// The last read that brought anything brought [`MUCH`].
     comes_much: bool,
+    /// The next read is a copying one: only that can tell whether there is more, or an end.
+    looks: bool,
     /// Runs while the other side takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -227,13 +237,14 @@ impl Direction {
             return Step::WaitsForBytes;
         }
         if self.comes_much
+            && !std::mem::take(&mut self.looks)
             && let (Stream::Plain(from), Stream::Plain(_)) = (&*from, &*to)
             && let Some(pipe) = Pipe::take()
         {
             return self.pass_within(pipe, from, to, task);
         }
         let mut buffer = scratch::take();
-        let step = self.pass_by(&mut buffer, from, to, task);
+        let step = self.pass_by(&mut buffer[..CHUNK], from, to, task);
         scratch::give_back(buffer);
         step
     }
@@ -247,21 +258,21 @@ impl Direction {
         task: &mut Context<'_>,
     ) -> Step {
         match pipe.fill(from) {
-            Ok(0) => self.phase = Phase::Ending,
             Ok(count) => {
                 self.passed += count as u64;
-                self.comes_much = count >= MUCH;
+                // Half full, it has probably taken all that there was.
+                self.looks = count < pipe::SIZE / 2;
+                self.comes_much = count == 0 || count >= MUCH;
             }
-            // The next step waits for more, or copies what has come.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported
-                ) => {}
             Err(error) => self.phase = Phase::Broken(error),
         }
         self.rest = Rest::Piped(pipe);
-        self.pass_rest(to, task).unwrap_or(Step::Went)
+        match self.pass_rest(to, task) {
+            None => Step::Went,
+            // What waited before has been taken.
+            Some(Step::WaitsForRoom { .. }) => Step::WaitsForRoom { took: true },
+            Some(step) => step,
+        }
     }
 
     /// By the thread's buffer. Only what is not taken is copied.
@@ -296,7 +307,9 @@ impl Direction {
         };
         let bytes = space.filled();
         self.passed += bytes.len() as u64;
-        self.comes_much = bytes.len() >= MUCH;
+        if !bytes.is_empty() {
+            self.comes_much = bytes.len() >= MUCH;
+        }
         if !bytes.is_empty() {
             let written = write(to, bytes, task);
             match written.then {
