@@ -93,19 +93,21 @@ impl Lobby {
         }
     }
 
-    /// Calls out so many that `wanted` are on their way out, as it says of how many are already; as far
-    /// as there are others, and up to `most` in all. Whether somebody may come in for it: enough
-    /// are on their way, or one more than before.
+    /// Calls out so many that `wanted` are on their way out, as it says of how many are already, as far
+    /// as there are others; one, if that is more than the `most` that may be counted on. Whether
+    /// somebody may come in for it: then not, else if enough are on their way, or one more than before.
     pub(super) fn see_out(&self, wanted: impl FnOnce(usize) -> usize, most: usize) -> bool {
         let mut inside = self.inside();
         let before = inside.leaving.len();
         let wanted = wanted(before);
-        while inside.leaving.len() < wanted.min(most)
+        let few = wanted <= most;
+        let aim = if few { wanted } else { most.min(before + 1) };
+        while inside.leaving.len() < aim
             && let Some(gone) = inside.strangers.evict()
         {
             inside.ring(gone);
         }
-        inside.leaving.len() > before || before >= wanted
+        few && (inside.leaving.len() > before || before >= wanted)
     }
 
     /// How many were called out and have not gone yet.
@@ -207,11 +209,14 @@ mod tests {
         let _seats: Vec<Seat> = (3..=9).map(sit).collect();
         assert!(lobby.see_out(|leaving| leaving + 1, 3));
         assert_eq!(lobby.leaving(), 1);
-        assert!(lobby.see_out(|_| 5, 3));
-        assert_eq!(lobby.leaving(), 3);
+        assert!(lobby.see_out(|_| 2, 3));
+        assert_eq!(lobby.leaving(), 2);
+        assert!(!lobby.see_out(|_| 5, 3), "more than may be counted on");
+        assert_eq!(lobby.leaving(), 3, "one, so that it ends");
         assert!(
             !lobby.see_out(|leaving| leaving + 1, 3),
             "as many as may be"
         );
+        assert_eq!(lobby.leaving(), 3);
     }
 }
