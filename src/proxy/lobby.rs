@@ -93,9 +93,9 @@ impl Lobby {
         }
     }
 
-    /// Calls out so many that `wanted` are on their way out, as it says of how many are already, as far
-    /// as there are others; one, if that is more than the `most` that may be counted on. Whether
-    /// somebody may come in for it: then not, else if enough are on their way, or one more than before.
+    /// Calls out as many as it takes for `wanted` to be on their way out, or as there are; `wanted` is
+    /// given how many are already. No more than `most` may be counted on: if more are wanted, one goes,
+    /// and nobody may come in for it. Else somebody may, if enough are on their way or one more is.
     pub(super) fn see_out(&self, wanted: impl FnOnce(usize) -> usize, most: usize) -> bool {
         let mut inside = self.inside();
         let before = inside.leaving.len();

@@ -309,8 +309,6 @@ impl Direction {
         self.passed += bytes.len() as u64;
         if !bytes.is_empty() {
             self.comes_much = bytes.len() >= MUCH;
-        }
-        if !bytes.is_empty() {
             let written = write(to, bytes, task);
             match written.then {
                 Then::Went => {}
